@@ -1,0 +1,1 @@
+"""GPT-J for TensorFlow and Keras 3."""

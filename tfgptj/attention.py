@@ -1,0 +1,119 @@
+"""RotaryAttention: GPT-J's causal self-attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfgptj.config import GPTJConfig
+from tfgptj.rotary import apply_rotary
+
+# Score of a forbidden key. Finite, so that a query with no allowed key averages over all keys instead of giving NaN.
+MASKED = -1e9
+
+Cache = tuple[Any, Any]  # (keys, values), each [B, S, N, H]; keys are stored after their rotation
+
+
+class ConfiguredLayer(keras.layers.Layer):
+    """A layer whose only argument, beside Keras's own, is a :class:`GPTJConfig`."""
+
+    def __init__(self, config: GPTJConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_config(cls, fields: dict[str, Any]) -> ConfiguredLayer:
+        fields = dict(fields)
+        return cls(GPTJConfig.from_dict(fields.pop("config")), **fields)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class RotaryAttention(ConfiguredLayer):
+    """Multi-head attention whose queries and keys are rotated by their positions.
+
+    No bias in any projection; scores and softmax in float32 whatever the dtype policy.
+
+    Args:
+        config: :class:`GPTJConfig`.
+
+    Call arguments:
+        x: float [B, T, D].
+        sin, cos: float32 [B, T, 1, R / 2], from :class:`tfgptj.rotary.RotaryEmbedding`.
+        mask: bool [B or 1, 1, T, T], true where a query (row) may look at a key (column).
+
+    Returns:
+        float [B, T, D]; with `config.output_attentions` a pair of it and the attention weights [B, N, T, T].
+
+    Source: transformers, modeling_gptj.py, `GPTJAttention`.
+    """
+
+    def __init__(self, config: GPTJConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.q_proj = self._projection("q_proj")
+        self.k_proj = self._projection("k_proj")
+        self.v_proj = self._projection("v_proj")
+        self.out_proj = self._projection("out_proj")
+        self.attn_dropout = keras.layers.Dropout(config.attn_pdrop, dtype=self.dtype_policy, name="attn_dropout")
+        self.resid_dropout = keras.layers.Dropout(config.resid_pdrop, dtype=self.dtype_policy, name="resid_dropout")
+
+    def _projection(self, name: str) -> keras.layers.Dense:
+        normal = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
+        return keras.layers.Dense(
+            self.config.n_embd, use_bias=False, kernel_initializer=normal, dtype=self.dtype_policy, name=name
+        )
+
+    def build(self, input_shape: Any) -> None:
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            projection.build((None, None, self.config.n_embd))
+
+    def call(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None) -> Any:
+        query, key, value = self._project(x, sin, cos)
+        mixed, weights = self._attend(query, key, value, mask, training)
+        x = self.resid_dropout(self.out_proj(mixed), training=training)
+        return (x, weights) if self.config.output_attentions else x
+
+    def step(
+        self, x: Any, sin: Any, cos: Any, mask: Any, cache: Cache | None = None, slot: Any = None
+    ) -> tuple[Any, Cache]:
+        """Attend with a cache of earlier keys and values.
+
+        Args:
+            x: float [B, T, D], the new tokens.
+            sin, cos: float32 [B, T, 1, R / 2] at the new tokens' positions.
+            mask: bool [B, 1, T, S].
+            cache: keys and values [B, S, N, H], or None to start one from these tokens alone (S = T).
+            slot: int scalar, the cache slot of the first new token.
+
+        Returns:
+            float [B, T, D], and the cache with the new tokens written.
+        """
+        query, key, value = self._project(x, sin, cos)
+        if cache is not None:
+            key = ops.slice_update(cache[0], (0, slot, 0, 0), key)
+            value = ops.slice_update(cache[1], (0, slot, 0, 0), value)
+        mixed, _ = self._attend(query, key, value, mask, training=False)
+        return self.out_proj(mixed), (key, value)
+
+    def _project(self, x: Any, sin: Any, cos: Any) -> tuple[Any, Any, Any]:
+        """Rotated queries, rotated keys, and values, each [B, T, N, H]."""
+        heads = (*ops.shape(x)[:2], self.config.n_head, self.config.head_dim)
+        query, key, value = (
+            ops.reshape(projection(x), heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return apply_rotary(query, sin, cos), apply_rotary(key, sin, cos), value
+
+    def _attend(self, query: Any, key: Any, value: Any, mask: Any, training: bool | None) -> tuple[Any, Any]:
+        """Mix the values: [B, T, D], and the attention weights [B, N, T, S]."""
+        scale = 1.0 / math.sqrt(self.config.head_dim)
+        query, key = ops.cast(query, "float32") * scale, ops.cast(key, "float32")
+        scores = ops.where(mask, ops.einsum("BTNH,BSNH->BNTS", query, key), MASKED)
+        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+        weights = self.attn_dropout(weights, training=training)
+        mixed = ops.einsum("BNTS,BSNH->BTNH", weights, value)
+        return ops.reshape(mixed, (*ops.shape(mixed)[:2], self.config.n_embd)), weights

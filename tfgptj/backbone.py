@@ -1,0 +1,245 @@
+"""TFGPTJModel: GPT-J without a head, as a functional Keras model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfgptj.attention import Cache, ConfiguredLayer
+from tfgptj.block import ParallelBlock
+from tfgptj.config import GPTJConfig
+from tfgptj.inputs import IDS, check_arrays, complete_inputs
+from tfgptj.rotary import RotaryEmbedding
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class InputEmbedding(ConfiguredLayer):
+    """Token ids to vectors: wte[input_ids], plus wte[token_type_ids] when those are given.
+
+    Call arguments:
+        inputs: dict with `input_ids` int [B, T] or `inputs_embeds` float [B, T, D], and perhaps `token_type_ids`.
+
+    Returns:
+        float [B, T, D].
+    """
+
+    def __init__(self, config: GPTJConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        normal = keras.initializers.RandomNormal(stddev=config.initializer_range)
+        self.wte = keras.layers.Embedding(
+            config.vocab_size, config.n_embd, embeddings_initializer=normal, dtype=self.dtype_policy, name="wte"
+        )
+        self.dropout = keras.layers.Dropout(config.embd_pdrop, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape: Any) -> None:
+        self.wte.build((None, None))
+
+    def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        if inputs.get("input_ids") is not None:
+            x = self.wte(inputs["input_ids"])
+        else:
+            x = ops.cast(inputs["inputs_embeds"], self.compute_dtype)
+        if inputs.get("token_type_ids") is not None:
+            x = x + self.wte(inputs["token_type_ids"])
+        return self.dropout(x, training=training)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class CausalContext(keras.layers.Layer):
+    """Where each token stands, and which tokens it may look at.
+
+    Call arguments:
+        inputs: dict with `x` float [B, T, D], of which only T is read, and perhaps `attention_mask`, `position_ids`.
+
+    Returns:
+        positions int32 [B or 1, T], and the mask bool [B or 1, 1, T, T]: earlier tokens and itself, without padding.
+        Positions count from 0 in every row whatever its padding: the rotation only sees their differences.
+    """
+
+    def build(self, input_shape: Any = None) -> None:
+        self.built = True  # nothing to create
+
+    def call(self, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        steps = ops.arange(ops.shape(inputs["x"])[1], dtype="int32")  # [T]
+        mask = (steps[:, None] >= steps[None, :])[None, None]  # [1, 1, T, T]
+        if inputs.get("attention_mask") is not None:
+            mask = ops.logical_and(mask, ops.cast(inputs["attention_mask"], "bool")[:, None, None, :])  # [B, 1, T, T]
+        positions = inputs.get("position_ids")
+        return (steps[None] if positions is None else positions), mask
+
+
+class GPTJBase(keras.Model):
+    """What all model classes share: checked inputs, configuration, loading and saving.
+
+    Models are called with a dict of inputs, with the `input_ids` alone, or with inputs by keyword.
+    """
+
+    config: GPTJConfig
+
+    def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        named = {name: kwargs.pop(name) for name in (*IDS, "inputs_embeds") if name in kwargs}
+        if named:
+            inputs = {**named, **({} if inputs is None else {"input_ids": inputs})}
+        return super().__call__(complete_inputs(inputs, self.config), *args, **kwargs)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().fit(check_arrays(x, self.config), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().evaluate(check_arrays(x, self.config), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().predict(check_arrays(x, self.config), *args, **kwargs)
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keras's `model.export`, with two differences.
+
+        The default signature takes `input_ids` and `attention_mask`, int32 [B, T] each, not all optional inputs. And a
+        SavedModel written on TensorFlow holds every weight once; Keras 3.15 writes them twice.
+        """
+        if input_signature is None:
+            names = ("input_ids", "attention_mask")
+            input_signature = [{n: keras.InputSpec(dtype="int32", shape=(None, None), name=n) for n in names}]
+        if format != "tf_saved_model" or keras.backend.backend() != "tensorflow":
+            super().export(filepath, format, verbose, input_signature=input_signature, **kwargs)
+            return
+        archive = keras.export.ExportArchive()
+        # `archive.track(self)` is what doubles the weights: the endpoint finds its variables without it.
+        archive.add_endpoint("serve", lambda inputs: self(inputs, training=False), input_signature, **kwargs)
+        archive.write_out(str(filepath), verbose=verbose is not False)
+
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return self.count_params()
+
+    def get_config(self) -> dict[str, Any]:
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        return {"config": self.config.to_dict(), "dtype": policy, "name": self.name, "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GPTJBase:
+        fields = dict(config)
+        return cls(GPTJConfig.from_dict(fields.pop("config")), **fields)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
+        """Load a model with its weights: see :func:`tfgptj.checkpoints.load.from_pretrained`."""
+        from tfgptj.checkpoints.load import from_pretrained
+
+        return from_pretrained(cls, name_or_path, **options)
+
+    def save_pretrained(self, directory: str | os.PathLike[str], **options: Any) -> None:
+        """Save configuration and weights: see :func:`tfgptj.checkpoints.save.save_pretrained`."""
+        from tfgptj.checkpoints.save import save_pretrained
+
+        save_pretrained(self, directory, **options)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class TFGPTJModel(GPTJBase):
+    """GPT-J without a head.
+
+    Args:
+        config: :class:`GPTJConfig`.
+        dtype: Keras dtype policy or its name ("float32", "mixed_bfloat16", "bfloat16", …); None takes the global one.
+        **kwargs: `name` and `trainable`, as for every Keras model.
+
+    Call arguments:
+        inputs: int [B, T] token ids, or a dict with `input_ids` int [B, T] or `inputs_embeds` float [B, T, D], and
+            optionally `attention_mask` int or bool [B, T] (1: real token, 0: padding), `position_ids` int [B, T],
+            `token_type_ids` int [B, T].
+
+    Returns:
+        The last hidden state, float [B, T, D]. With `config.output_hidden_states` or `config.output_attentions` a dict
+        of `last_hidden_state`, `hidden_states` (L + 1 tensors [B, T, D]: the input of every block, then the last hidden
+        state) and `attentions` (L tensors [B, N, T, T]).
+
+    Raises:
+        InputError, InputTypeError: before the graph runs, for inputs that no GPT-J of this configuration can take.
+
+    Source: transformers, modeling_gptj.py, `GPTJModel`.
+
+    >>> model = TFGPTJModel(GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, rotary_dim=4))
+    >>> model([[1, 2, 3]]).shape
+    TensorShape([1, 3, 16])
+    """
+
+    def __init__(self, config: GPTJConfig, dtype: Any = None, **kwargs: Any) -> None:
+        config = copy.deepcopy(config)  # a later change of the caller's must not change this model
+        config.validate()
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        embedding = InputEmbedding(config, dtype=policy, name="embedding")
+        context = CausalContext(dtype="float32", name="context")
+        rotary = RotaryEmbedding(config.rotary_width, dtype="float32", name="rotary")
+        blocks = [ParallelBlock(config, dtype=policy, name=f"h_{i}") for i in range(config.n_layer)]
+        ln_f = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, dtype=policy, name="ln_f")
+
+        inputs = {name: keras.Input((None,), dtype="int32", name=name, optional=True) for name in IDS}
+        inputs["inputs_embeds"] = keras.Input((None, config.n_embd), name="inputs_embeds", optional=True)
+        x = embedding({name: inputs[name] for name in ("input_ids", "inputs_embeds", "token_type_ids")})
+        positions, mask = context(
+            {"x": x, "attention_mask": inputs["attention_mask"], "position_ids": inputs["position_ids"]}
+        )
+        sin, cos = rotary(positions)
+        hidden_states, attentions = [], []
+        for block in blocks:
+            hidden_states.append(x)
+            x = block(x, sin, cos, mask)
+            if config.output_attentions:
+                x, weights = x
+                attentions.append(weights)
+        x = ln_f(x)
+        hidden_states.append(x)
+
+        super().__init__(inputs=inputs, outputs=with_extras(config, last_hidden_state=x, hidden_states=hidden_states,
+                                                            attentions=attentions), **kwargs)
+        self.config = config
+        self.dtype_policy = policy
+        self.embedding, self.rotary, self.blocks, self.ln_f = embedding, rotary, blocks, ln_f
+        self.last_hidden_state = x
+
+    def step(
+        self, input_ids: Any, positions: Any, mask: Any, caches: tuple[Cache, ...] | None = None, slot: Any = None
+    ) -> tuple[Any, tuple[Cache, ...]]:
+        """The forward pass over new tokens with a cache: what generation is made of.
+
+        Args:
+            input_ids: int32 [B, T], the new tokens.
+            positions: int32 [B, T], their positions.
+            mask: bool [B, 1, T, S], the cache slots that each new token may look at.
+            caches: per layer (keys, values), each [B, S, N, H]; None starts them from these tokens (S = T).
+            slot: int scalar, the slot that the first new token takes.
+
+        Returns:
+            The last hidden state, float [B, T, D], and the caches with the new tokens written.
+        """
+        x = self.embedding({"input_ids": input_ids}, training=False)
+        sin, cos = self.rotary(positions)
+        new = []
+        for i, block in enumerate(self.blocks):
+            x, cache = block.step(x, sin, cos, mask, None if caches is None else caches[i], slot)
+            new.append(cache)
+        return self.ln_f(x), tuple(new)
+
+
+def with_extras(config: GPTJConfig, *, hidden_states: Any, attentions: Any, **results: Any) -> Any:
+    """A model's results: the bare tensor or dict, or a dict with the hidden states and attentions asked for too."""
+    extras = {}
+    if config.output_hidden_states:
+        extras["hidden_states"] = tuple(hidden_states)
+    if config.output_attentions:
+        extras["attentions"] = tuple(attentions)
+    if not extras and len(results) == 1:
+        return next(iter(results.values()))
+    return {**results, **extras}

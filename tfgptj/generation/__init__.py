@@ -1,0 +1,1 @@
+"""Text generation: parameters, logits processors, the compiled loop, streaming."""

@@ -1,0 +1,76 @@
+"""One way to compile a generation function for each Keras backend.
+
+TensorFlow: `tf.function`. Without XLA its shapes stay open, so that one trace serves every batch and length; with XLA
+they are fixed, and callers round them up to a few sizes. JAX: `jax.jit`, shapes fixed, with the weights as arguments,
+so that they are not baked into the program. PyTorch: eager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+# Dimensions that callers may change from call to call: [B, S or P, ...]. The rest of a shape belongs to the model.
+OPEN_DIMENSIONS = 2
+
+
+class Compiled:
+    """A function of a model and tensors, compiled on first use for each of its static arguments.
+
+    Args:
+        model: the model whose variables the function reads.
+        function: called as `function(model, static, *tensors)`; built from `keras.ops` alone.
+        jit_compile: compile with XLA on TensorFlow; JAX always does.
+    """
+
+    def __init__(self, model: keras.Model, function: Callable[..., Any], jit_compile: bool) -> None:
+        self.model, self.function, self.jit_compile = model, function, jit_compile
+        self.programs: dict[Any, Callable[..., Any]] = {}
+        self.traces = 0  # how often the function was traced: what compilations are counted by
+
+    def __call__(self, static: Any, *tensors: Any) -> Any:
+        if static not in self.programs:
+            self.programs[static] = getattr(self, f"_for_{keras.backend.backend()}")(static, tensors)
+        return self.programs[static](*tensors)
+
+    def _traced(self, static: Any, tensors: Any) -> Any:
+        self.traces += 1
+        return self.function(self.model, static, *tensors)
+
+    def _for_tensorflow(self, static: Any, tensors: Any) -> Callable[..., Any]:
+        import tensorflow as tf
+
+        def open_shape(tensor: Any) -> Any:
+            fixed = list(tensor.shape)
+            return tf.TensorSpec([None] * min(OPEN_DIMENSIONS, len(fixed)) + fixed[OPEN_DIMENSIONS:], tensor.dtype)
+
+        signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
+        return tf.function(
+            lambda *tensors: self._traced(static, tensors),
+            input_signature=signature,
+            jit_compile=self.jit_compile,
+            autograph=False,
+        )
+
+    def _for_jax(self, static: Any, tensors: Any) -> Callable[..., Any]:
+        import jax
+
+        variables = self.model.variables
+
+        def stateless(values: Any, *tensors: Any) -> Any:
+            with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):
+                return self._traced(static, tensors)
+
+        program = jax.jit(stateless)
+        return lambda *tensors: program([variable.value for variable in variables], *tensors)
+
+    def _for_torch(self, static: Any, tensors: Any) -> Callable[..., Any]:
+        import torch
+
+        def eager(*tensors: Any) -> Any:
+            with torch.no_grad():
+                return self._traced(static, tensors)
+
+        return eager

@@ -1,0 +1,242 @@
+"""`generate`: token ids in, token ids out; and the same step by step for streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
+from tfgptj.generation import loop
+from tfgptj.generation.compiling import Compiled
+from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
+from tfgptj.heads import TFGPTJForCausalLM
+from tfgptj.inputs import complete_inputs, concrete
+
+# Tokens per call into the compiled loop: between calls Ctrl-C is heard and the numbers are checked. A call copies the
+# cache once, which at 16 tokens is under one percent of what they cost.
+CHUNK = 16
+
+
+def generate(
+    model: TFGPTJForCausalLM,
+    input_ids: Any = None,
+    attention_mask: Any = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    streamer: Any = None,
+    seed: int | None = None,
+    jit_compile: bool | None = None,
+    **parameters: Any,
+) -> np.ndarray:
+    """Continue token ids.
+
+    Args:
+        input_ids: int [B, P], or None for one row of `bos_token_id`. Shorter rows are padded, on either side.
+        attention_mask: int or bool [B, P], 1 for real tokens; None when there is no padding. It is never guessed.
+        generation_config: a :class:`GenerationConfig`. What is given wins in this order: keyword arguments, this, the
+            model's `generation_config` (from its `generation_config.json`), the model's special tokens, the defaults.
+        streamer: an object with `put(ids)` and `end()`, given the prompt [B, P] and then each step's tokens [B].
+        seed: int >= 0; the same seed draws the same tokens, whatever the other rows of the batch are and on every
+            backend up to rounding of the logits. None draws anew at each call.
+        jit_compile: compile with XLA on TensorFlow; None means on GPUs only, where it pays.
+        **parameters: any parameter of :class:`GenerationConfig`.
+
+    Returns:
+        int32 [B · num_return_sequences, P + new], prompt included; finished rows are filled with `pad_token_id`.
+
+    Raises:
+        InputError: for ids out of range, rows without a token, prompt and continuation over `n_positions`.
+        GenerationError: for parameters that are unknown or contradict each other.
+        NonFiniteLogitsError: when the model produces NaN or infinite logits.
+
+    >>> from tfgptj.config import GPTJConfig
+    >>> tiny = GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, bos_token_id=1, eos_token_id=None)
+    >>> TFGPTJForCausalLM(tiny).generate([[1, 2, 3]], max_new_tokens=4).shape
+    (1, 7)
+    """
+    run = Run(model, input_ids, attention_mask, generation_config, seed, jit_compile, parameters)
+    if streamer is None:
+        for _ in run.chunks(CHUNK):
+            pass
+    else:
+        streamer.put(run.prompt)
+        for tokens in run.chunks(1):
+            streamer.put(tokens[:, 0])
+        streamer.end()
+    return np.concatenate([run.prompt, run.tokens()], axis=1)
+
+
+class Run:
+    """One generation: parameters resolved and checked, the prompt laid out, tokens produced chunk by chunk."""
+
+    def __init__(
+        self,
+        model: TFGPTJForCausalLM,
+        input_ids: Any,
+        attention_mask: Any,
+        generation_config: GenerationConfig | None,
+        seed: int | None,
+        jit_compile: bool | None,
+        parameters: dict[str, Any],
+    ) -> None:
+        self.model = model
+        self.config = resolve_config(model, generation_config, parameters)
+        self.prompt, self.mask = _prompt(model, input_ids, attention_mask, self.config)
+        self.room = _room(model, self.mask, self.config)
+        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
+        self.sampler = _sampler(self.config)
+        self.uniforms = _uniforms(seed, self.prompt.shape[0], self.room, self.sampler.do_sample)
+        self.state: loop.State | None = None
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """Produce the new tokens, int32 [B, <= size] at a time, until all rows are finished or full."""
+        controls, done = self._controls(), 0
+        while done < self.room and not (self.state is not None and bool(np.all(to_numpy(self.state.finished)))):
+            if self.state is None:
+                self.state = self._compiled("prefill")(self.sampler, *self._padded_prompt(), controls)
+            limit = ops.convert_to_tensor(min(done + size, self.room), dtype="int32")
+            if int(self.state.step) < int(limit):
+                self.state = self._compiled("decode")(self.sampler, self.state, limit, controls)
+            if not bool(self.state.finite):
+                raise NonFiniteLogitsError(
+                    f"the model produced NaN or infinite logits within {int(self.state.step)} new tokens: "
+                    "check its weights (tfgptj validate) and its dtype (float16 overflows where bfloat16 does not)"
+                )
+            new = int(self.state.step)
+            yield to_numpy(self.state.tokens)[:, done:new]
+            done = new
+
+    def tokens(self) -> np.ndarray:
+        """The new tokens so far, int32 [B, new]."""
+        assert self.state is not None  # chunks() ran
+        return to_numpy(self.state.tokens)[:, : int(self.state.step)]
+
+    def _compiled(self, name: str) -> Compiled:
+        programs = self.model.__dict__.setdefault("_generation_programs", {})
+        key = (name, self.jit_compile)
+        if key not in programs:
+            programs[key] = Compiled(self.model, getattr(loop, name), self.jit_compile)
+        return programs[key]
+
+    def _fixed_shapes(self) -> bool:
+        return keras.backend.backend() == "jax" or (keras.backend.backend() == "tensorflow" and self.jit_compile)
+
+    def _room_size(self) -> int:
+        return bucket(self.room) if self._fixed_shapes() else self.room
+
+    def _padded_prompt(self) -> tuple[Any, Any, Any]:
+        """Prompt and mask [B, P], padded on the left where shapes are fixed, and room for the new tokens [B, M]."""
+        batch, length = self.prompt.shape
+        padding = ((0, 0), (bucket(length) - length if self._fixed_shapes() else 0, 0))
+        room = np.full((batch, self._room_size()), self._pad_token(), "int32")
+        ids, mask = np.pad(self.prompt, padding), np.pad(self.mask, padding)
+        return ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), ops.convert_to_tensor(room)
+
+    def _pad_token(self) -> int:
+        if self.config.pad_token_id is not None:
+            return self.config.pad_token_id
+        return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
+
+    def _controls(self) -> loop.Controls:
+        uniforms = np.pad(self.uniforms, ((0, 0), (0, self._room_size() - self.room)))
+        return loop.Controls(
+            temperature=ops.convert_to_tensor(self.config.temperature or 1.0, dtype="float32"),
+            top_p=ops.convert_to_tensor(self.config.top_p, dtype="float32"),
+            eos=ops.convert_to_tensor(np.asarray(self.config.eos_token_ids, "int32")),
+            pad=ops.convert_to_tensor(self._pad_token(), dtype="int32"),
+            uniforms=ops.convert_to_tensor(uniforms, dtype="float32"),
+        )
+
+
+def resolve_config(
+    model: TFGPTJForCausalLM, generation_config: GenerationConfig | None, parameters: dict[str, Any]
+) -> GenerationConfig:
+    """All sources of parameters merged, the later winning: model config, model's file, given config, keywords."""
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        raise GenerationError(f"generation_config must be a GenerationConfig, got {type(generation_config).__name__}")
+    own = getattr(model, "generation_config", None)
+    checked = GenerationConfig(**parameters).to_dict()
+    return GenerationConfig.from_model_config(model.config).merged(own, generation_config, checked)
+
+
+def bucket(length: int) -> int:
+    """Round a length up to 16, 24, 32, 48, 64, 96, …: under a third of waste, few sizes to compile for."""
+    size = 16
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return size
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor's values on the host."""
+    return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def _prompt(
+    model: TFGPTJForCausalLM, input_ids: Any, attention_mask: Any, config: GenerationConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int32 [B, P] and mask bool [B, P], one row per returned sequence."""
+    if input_ids is None:
+        if config.bos_token_id is None:
+            raise GenerationError("there is neither a prompt nor a bos_token_id to start from: give input_ids")
+        input_ids = np.array([[config.bos_token_id]])
+    checked = complete_inputs({"input_ids": input_ids, "attention_mask": attention_mask}, model.config)
+    ids, mask = concrete(checked["input_ids"]), checked["attention_mask"]
+    if ids is None:
+        raise GenerationError("generate() cannot be called inside a compiled function: it compiles its own loop")
+    real = np.ones(ids.shape, bool) if mask is None else np.asarray(concrete(mask)).astype(bool)
+    if not real.any(axis=1).all():
+        row = int(np.argmin(real.any(axis=1)))
+        raise InputError(f"row {row} of the prompt has no token: its attention_mask is all 0")
+    repeats = config.num_return_sequences
+    return np.repeat(ids, repeats, axis=0), np.repeat(real, repeats, axis=0)
+
+
+def _room(model: TFGPTJForCausalLM, mask: np.ndarray, config: GenerationConfig) -> int:
+    """New tokens at most, checked against the model's positions."""
+    longest, limit = int(mask.sum(axis=1).max()), model.config.n_positions
+    if config.max_new_tokens is not None:
+        room = config.max_new_tokens
+    elif config.max_length is not None:
+        room = config.max_length - mask.shape[1]
+        if room < 1:
+            raise GenerationError(
+                f"max_length={config.max_length} leaves no room after a prompt of {mask.shape[1]} tokens; "
+                "set max_new_tokens instead"
+            )
+    else:
+        room = max(1, min(DEFAULT_NEW_TOKENS, limit - longest))
+    if longest + room > limit:
+        raise InputError(
+            f"a prompt of {longest} tokens and {room} new ones are {longest + room}, over n_positions={limit}: "
+            f"shorten the prompt or set max_new_tokens to at most {max(limit - longest, 0)}"
+        )
+    return room
+
+
+def _sampler(config: GenerationConfig) -> loop.Sampler:
+    if not config.do_sample or config.temperature == 0:
+        return loop.Sampler()
+    return loop.Sampler(do_sample=True, top_k=config.top_k or 0, use_top_p=config.top_p < 1)
+
+
+def _uniforms(seed: int | None, rows: int, steps: int, do_sample: bool) -> np.ndarray:
+    """Random numbers float32 [B, M]: a stream of its own for each row, so that no row depends on its neighbours."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise GenerationError(f"seed must be an integer of at least 0, got {seed!r}")
+    if not do_sample:
+        return np.zeros((rows, steps), "float32")
+    root = np.random.SeedSequence(None if seed is None else int(seed))
+    return np.stack([np.random.default_rng(child).random(steps, dtype="float32") for child in root.spawn(rows)])
+
+
+def _has_gpu() -> bool:
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))

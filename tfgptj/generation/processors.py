@@ -1,0 +1,60 @@
+"""From logits to the next token: temperature, top-k, top-p, and the draw.
+
+Source: transformers, logits_process.py; each function gives the same logits as the warper of that name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+# Logit of a forbidden token. exp() of it is 0 in float32 beside any real logit, and it cannot turn into NaN.
+FORBIDDEN = -1e30
+
+
+def temperature(logits: Any, value: Any) -> Any:
+    """Divide the logits [B, V]: below 1 sharper, above 1 flatter."""
+    return logits / value
+
+
+def top_k(logits: Any, k: int) -> Any:
+    """Forbid all but the k likeliest tokens; ties with the k-th stay."""
+    if k >= logits.shape[-1]:
+        return logits
+    kth = ops.top_k(logits, k, sorted=True)[0][:, -1:]  # [B, 1]
+    return ops.where(logits < kth, FORBIDDEN, logits)
+
+
+def top_p(logits: Any, share: Any) -> Any:
+    """Forbid all but the likeliest tokens that together have this share of the probability.
+
+    The token that crosses the share stays, and so do ties with it.
+    """
+    descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)  # [B, V]
+    probabilities = ops.softmax(descending, axis=-1)
+    before = ops.cumsum(probabilities, axis=-1) - probabilities  # probability of all likelier tokens
+    last = ops.min(ops.where(before < share, descending, descending[:, :1]), axis=-1, keepdims=True)  # [B, 1]
+    return ops.where(logits < last, FORBIDDEN, logits)
+
+
+def draw(logits: Any, uniform: Any) -> Any:
+    """Draw one token per row by inverting the cumulative distribution.
+
+    Args:
+        logits: float32 [B, V].
+        uniform: float32 [B], a random number in [0, 1) per row.
+
+    Returns:
+        int32 [B].
+    """
+    cumulative = ops.cumsum(ops.softmax(logits, axis=-1), axis=-1)  # [B, V]
+    # The last entry is 1 up to rounding; scaling by it keeps the draw inside the distribution.
+    target = uniform[:, None] * cumulative[:, -1:]
+    below = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)  # [B]
+    return ops.minimum(below, logits.shape[-1] - 1)
+
+
+def greedy(logits: Any) -> Any:
+    """The likeliest token of each row, int32 [B]."""
+    return ops.cast(ops.argmax(logits, axis=-1), "int32")

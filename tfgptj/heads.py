@@ -1,0 +1,244 @@
+"""GPT-J with a head: causal language model, sequence classifier, question answering."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfgptj.attention import ConfiguredLayer
+from tfgptj.backbone import GPTJBase, TFGPTJModel, with_extras
+from tfgptj.config import GPTJConfig
+from tfgptj.errors import ConfigError, InputError
+from tfgptj.inputs import split_labels
+from tfgptj.losses import IGNORE_INDEX, causal_lm_loss, classification_loss, question_answering_loss
+
+
+class GPTJHead(GPTJBase):
+    """A model with a head and a loss of its own.
+
+    `compile()` without a loss takes the head's. Labels come as `y`, or as `labels` (`start_positions` and
+    `end_positions`) in the dict of inputs. A loss given to `compile` is used as in every Keras model.
+    """
+
+    transformer: TFGPTJModel
+
+    def _compose(self, transformer: TFGPTJModel, kwargs: dict[str, Any], **results: Any) -> None:
+        """Finish the functional model: the transformer's inputs, these results, and the extras asked for."""
+        extras = transformer.output if isinstance(transformer.output, dict) else {}
+        outputs = with_extras(
+            transformer.config,
+            hidden_states=extras.get("hidden_states"),
+            attentions=extras.get("attentions"),
+            **results,
+        )
+        super().__init__(inputs=transformer.input, outputs=outputs, **kwargs)
+        self.config = transformer.config
+        self.dtype_policy = transformer.dtype_policy
+        self.transformer = transformer
+
+    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
+        """The head's own loss, a float32 scalar."""
+        raise InputError(f"{type(self).__name__} has no loss of its own")
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        y = self._labels(x, y)
+        if self.loss is not None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        loss = self.head_loss(y, y_pred, sample_weight)
+        return loss + sum(self.losses) if self.losses else loss
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return super().compute_metrics(x, self._labels(x, y), y_pred, sample_weight)
+
+    def _labels(self, x: Any, y: Any) -> Any:
+        if y is not None:
+            return y
+        labels = split_labels(x)[1]
+        if not labels:
+            raise InputError("no labels: give them as y, or in the inputs' dict as labels (or start_/end_positions)")
+        return labels.get("labels", labels)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class LMHead(ConfiguredLayer):
+    """Hidden states to logits: a dense layer with bias, or the embedding's own matrix when the two are tied.
+
+    Args:
+        config: :class:`GPTJConfig`.
+        embedding: the embedding layer; used when `config.tie_word_embeddings`.
+
+    Call arguments:
+        x: float [B, T, D].
+
+    Returns:
+        float32 [B, T, V].
+    """
+
+    def __init__(self, config: GPTJConfig, embedding: keras.layers.Embedding | None = None, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.tied = embedding if config.tie_word_embeddings else None
+        if self.tied is None:
+            self.dense = head_dense(config, config.vocab_size, use_bias=True, name="dense", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any) -> None:
+        if self.tied is None:
+            self.dense.build((None, None, self.config.n_embd))
+        else:
+            self.bias = self.add_weight(name="bias", shape=(self.config.vocab_size,), initializer="zeros")
+
+    def call(self, x: Any) -> Any:
+        if self.tied is None:
+            logits = self.dense(x)
+        else:
+            logits = ops.einsum("BTD,VD->BTV", x, ops.cast(self.tied.embeddings, x.dtype)) + self.bias
+        return ops.cast(logits, "float32")
+
+
+def head_dense(config: GPTJConfig, units: int, *, use_bias: bool, name: str, dtype: Any) -> keras.layers.Dense:
+    """A dense layer initialised as GPT-J's are."""
+    normal = keras.initializers.RandomNormal(stddev=config.initializer_range)
+    return keras.layers.Dense(units, use_bias=use_bias, kernel_initializer=normal, dtype=dtype, name=name)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class TFGPTJForCausalLM(GPTJHead):
+    """GPT-J with a language-model head: the next token's logits at every position.
+
+    Args, call arguments and errors: as :class:`tfgptj.backbone.TFGPTJModel`.
+
+    Returns:
+        logits float32 [B, T, V], whatever the dtype policy; with `config.output_hidden_states` or
+        `config.output_attentions` a dict of `logits`, `hidden_states`, `attentions`.
+
+    Its own loss takes as labels the input ids, -100 where a token does not count; with no labels at all, the input ids
+    where the attention mask is 1.
+
+    Source: transformers, modeling_gptj.py, `GPTJForCausalLM`.
+
+    >>> model = TFGPTJForCausalLM(GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, rotary_dim=4))
+    >>> model([[1, 2, 3]]).shape
+    TensorShape([1, 3, 50])
+    >>> model.compile("adam")
+    >>> history = model.fit([[1, 2, 3]], verbose=0)
+    """
+
+    def __init__(self, config: GPTJConfig, dtype: Any = None, **kwargs: Any) -> None:
+        transformer = TFGPTJModel(config, dtype=dtype, name="transformer")
+        head = LMHead(config, transformer.embedding.wte, dtype=transformer.dtype_policy, name="lm_head")
+        self._compose(transformer, kwargs, logits=head(transformer.last_hidden_state))
+        self.lm_head = head
+
+    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
+        return causal_lm_loss(labels, outputs["logits"] if isinstance(outputs, dict) else outputs, sample_weight)
+
+    def _labels(self, x: Any, y: Any) -> Any:
+        inputs, labels = split_labels(x)
+        if y is not None or labels or inputs["input_ids"] is None:
+            return super()._labels(x, y)
+        if inputs["attention_mask"] is None:
+            return inputs["input_ids"]
+        return ops.where(inputs["attention_mask"] != 0, inputs["input_ids"], IGNORE_INDEX)
+
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """Continue token ids: see :func:`tfgptj.generation.generate.generate`."""
+        from tfgptj.generation.generate import generate
+
+        return generate(self, input_ids, attention_mask, generation_config, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class LastToken(ConfiguredLayer):
+    """The hidden state of each row's last real token.
+
+    Real is where the attention mask is 1; without a mask, every token but `pad_token_id`; without both, every token.
+    A row without any real token gives its first.
+
+    Call arguments:
+        inputs: dict of `x` float [B, T, D] and perhaps `attention_mask`, `input_ids` int [B, T].
+
+    Returns:
+        float [B, D].
+
+    Source: transformers, modeling_gptj.py, `GPTJForSequenceClassification`.
+    """
+
+    def build(self, input_shape: Any = None) -> None:
+        self.built = True  # nothing to create
+
+    def call(self, inputs: dict[str, Any]) -> Any:
+        x, mask, ids = inputs["x"], inputs.get("attention_mask"), inputs.get("input_ids")
+        if mask is None and ids is not None and self.config.pad_token_id is not None:
+            mask = ids != self.config.pad_token_id
+        if mask is None:
+            return x[:, -1]
+        steps = ops.arange(ops.shape(x)[1], dtype="int32")  # [T]
+        last = ops.max(steps * ops.cast(ops.cast(mask, "bool"), "int32"), axis=1)  # [B]
+        return ops.squeeze(ops.take_along_axis(x, last[:, None, None], axis=1), axis=1)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class TFGPTJForSequenceClassification(GPTJHead):
+    """GPT-J with a classifier on each row's last real token.
+
+    Args, call arguments and errors: as :class:`tfgptj.backbone.TFGPTJModel`.
+
+    Returns:
+        logits float32 [B, config.num_labels]; with `config.output_hidden_states` or `config.output_attentions` a dict
+        of `logits`, `hidden_states`, `attentions`.
+
+    Its own loss follows `config.problem_type`: see :func:`tfgptj.losses.classification_loss`.
+
+    Source: transformers, modeling_gptj.py, `GPTJForSequenceClassification`.
+
+    >>> config = GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, num_labels=3)
+    >>> TFGPTJForSequenceClassification(config)([[1, 2, 3]]).shape
+    TensorShape([1, 3])
+    """
+
+    def __init__(self, config: GPTJConfig, dtype: Any = None, **kwargs: Any) -> None:
+        transformer = TFGPTJModel(config, dtype=dtype, name="transformer")
+        policy = transformer.dtype_policy
+        score = head_dense(config, config.num_labels, use_bias=False, name="score", dtype=policy)
+        masks = {name: transformer.input[name] for name in ("attention_mask", "input_ids")}
+        last = LastToken(config, dtype=policy, name="last_token")({"x": transformer.last_hidden_state, **masks})
+        self._compose(transformer, kwargs, logits=ops.cast(score(last), "float32"))
+        self.score = score
+
+    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+        return classification_loss(labels, logits, self.config.problem_type, sample_weight)
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class TFGPTJForQuestionAnswering(GPTJHead):
+    """GPT-J that marks the answer in a text: logits of its first and of its last token.
+
+    Args, call arguments and errors: as :class:`tfgptj.backbone.TFGPTJModel`; `config.num_labels` must be 2.
+
+    Returns:
+        dict of `start_logits` and `end_logits`, float32 [B, T] each, and perhaps `hidden_states` and `attentions`.
+
+    Its own loss takes `start_positions` and `end_positions`: see :func:`tfgptj.losses.question_answering_loss`.
+
+    Source: transformers, modeling_gptj.py, `GPTJForQuestionAnswering`.
+
+    >>> config = GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, rotary_dim=4)
+    >>> TFGPTJForQuestionAnswering(config)([[1, 2, 3]])["end_logits"].shape
+    TensorShape([1, 3])
+    """
+
+    def __init__(self, config: GPTJConfig, dtype: Any = None, **kwargs: Any) -> None:
+        if config.num_labels != 2:
+            raise ConfigError(f"question answering has two outputs, start and end; got num_labels={config.num_labels}")
+        transformer = TFGPTJModel(config, dtype=dtype, name="transformer")
+        qa_outputs = head_dense(config, 2, use_bias=True, name="qa_outputs", dtype=transformer.dtype_policy)
+        logits = ops.cast(qa_outputs(transformer.last_hidden_state), "float32")  # [B, T, 2]
+        self._compose(transformer, kwargs, start_logits=logits[:, :, 0], end_logits=logits[:, :, 1])
+        self.qa_outputs = qa_outputs
+
+    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
+        return question_answering_loss(labels, outputs, sample_weight)

@@ -1,0 +1,25 @@
+"""Caps on what a file or a caller may ask for, each with its arithmetic.
+
+They are far above every real GPT-J and far below what would exhaust a machine by accident: a damaged or hostile
+``config.json`` is refused here, before anything is allocated.
+"""
+
+# Largest published GPT-J has 28 layers of width 4096; the largest dense transformers have about 130 of 20,000.
+MAX_LAYERS = 1024
+MAX_WIDTH = 2**17  # n_embd and n_inner: 131,072; one [D, D] float32 kernel is then 64 GiB
+MAX_HEADS = 2**12
+MAX_POSITIONS = 2**22
+MAX_VOCAB = 2**24  # 16.8 million tokens; GPT-J has 50,400
+MAX_LABELS = 2**20
+
+# Token ids, positions and cache slots are int32 throughout.
+MAX_ID = 2**31 - 1
+
+# 10^12 parameters are 4 TB in float32: no machine that runs Keras on one host holds them.
+MAX_PARAMETERS = 10**12
+
+# config.json of the largest label maps is a few MB; anything above this is not a configuration.
+MAX_JSON_BYTES = 64 * 2**20
+
+# safetensors' own limit on its header: 100 MB, about 500,000 tensors.
+MAX_SAFETENSORS_HEADER = 100_000_000

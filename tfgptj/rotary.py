@@ -1,0 +1,70 @@
+"""Rotary position embedding, as GPT-J has it: interleaved pairs, at explicit positions.
+
+Each pair of neighbouring dimensions (0, 1), (2, 3), … of a head is turned by an angle proportional to the token's
+position. GPT-NeoX and LLaMA pair dimension i with i + R/2 instead; the two layouts must not be mixed.
+
+Source: RoFormer (arXiv 2104.09864), equation 34; transformers, modeling_gptj.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+BASE = 10000.0
+
+
+@keras.saving.register_keras_serializable(package="tfgptj")
+class RotaryEmbedding(keras.layers.Layer):
+    """Sine and cosine of every rotation angle, once for all layers.
+
+    Args:
+        rotary_dim: int, rotated dimensions of each head (R), even.
+
+    Call arguments:
+        positions: int [B, T] or [1, T].
+
+    Returns:
+        `(sin, cos)`, each float32 [B, T, 1, R / 2] whatever the dtype policy: in half precision the angles of positions
+        over a few hundred would be wrong.
+
+    >>> sin, cos = RotaryEmbedding(4)(np.array([[0, 1]]))
+    >>> ops.convert_to_numpy(sin)[0, :, 0, :].round(4).tolist()
+    [[0.0, 0.0], [0.8414999842643738, 0.009999999776482582]]
+    """
+
+    def __init__(self, rotary_dim: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rotary_dim = rotary_dim
+        self._frequencies = (1.0 / BASE ** (np.arange(0, rotary_dim, 2) / rotary_dim)).astype("float32")  # [R / 2]
+
+    def build(self, input_shape: Any = None) -> None:
+        self.built = True  # nothing to create
+
+    def call(self, positions: Any) -> tuple[Any, Any]:
+        angles = ops.cast(positions, "float32")[:, :, None, None] * self._frequencies  # [B, T, 1, R / 2]
+        return ops.sin(angles), ops.cos(angles)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rotary_dim": self.rotary_dim}
+
+
+def apply_rotary(x: Any, sin: Any, cos: Any) -> Any:
+    """Turn the first R dimensions of every head; the others pass unchanged.
+
+    Args:
+        x: float [B, T, N, H], queries or keys.
+        sin, cos: float32 [B, T, 1, R / 2] from :class:`RotaryEmbedding`.
+
+    Returns:
+        float [B, T, N, H], of x's dtype.
+    """
+    width = 2 * sin.shape[-1]  # R
+    sin, cos = ops.cast(sin, x.dtype), ops.cast(cos, x.dtype)
+    even, odd = x[..., 0:width:2], x[..., 1:width:2]  # [B, T, N, R / 2] each
+    turned = ops.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)  # [B, T, N, R / 2, 2]
+    turned = ops.reshape(turned, (*ops.shape(x)[:-1], width))  # [B, T, N, R]
+    return turned if width == x.shape[-1] else ops.concatenate([turned, x[..., width:]], axis=-1)

@@ -1,0 +1,1 @@
+"""Training: tf.data pipelines and recipes around Keras's own `fit`."""
