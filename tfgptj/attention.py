@@ -113,7 +113,9 @@ class RotaryAttention(ConfiguredLayer):
         scale = 1.0 / math.sqrt(self.config.head_dim)
         query, key = ops.cast(query, "float32") * scale, ops.cast(key, "float32")
         scores = ops.where(mask, ops.einsum("BTNH,BSNH->BNTS", query, key), MASKED)
-        weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+        # Keras warns of a softmax over a single key; it is 1.
+        weights = ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
+        weights = ops.cast(weights, value.dtype)
         weights = self.attn_dropout(weights, training=training)
         mixed = ops.einsum("BNTS,BSNH->BTNH", weights, value)
         return ops.reshape(mixed, (*ops.shape(mixed)[:2], self.config.n_embd)), weights

@@ -13,6 +13,7 @@ from tfgptj.attention import Cache, ConfiguredLayer
 from tfgptj.block import ParallelBlock
 from tfgptj.config import GPTJConfig
 from tfgptj.inputs import IDS, check_arrays, complete_inputs
+from tfgptj.resizing import resize_token_embeddings
 from tfgptj.rotary import RotaryEmbedding
 
 
@@ -122,6 +123,10 @@ class GPTJBase(keras.Model):
     def num_parameters(self) -> int:
         """Number of weights."""
         return self.count_params()
+
+    def resize_token_embeddings(self, size: int) -> keras.layers.Embedding:
+        """Change the vocabulary size in place: see :func:`tfgptj.resizing.resize_token_embeddings`."""
+        return resize_token_embeddings(self, size)
 
     def get_config(self) -> dict[str, Any]:
         policy = keras.dtype_policies.serialize(self.dtype_policy)

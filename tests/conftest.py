@@ -1,0 +1,77 @@
+"""Settings that every test runs under, and the goldens of Hugging Face's GPT-J."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GOLDENS = FIXTURES / "goldens"
+CONFIGS = sorted(path.parent.name for path in GOLDENS.glob("*/outputs.npz"))
+
+
+class Golden:
+    """One tiny checkpoint and what Hugging Face's PyTorch classes computed with it: see fixtures/make_goldens.py."""
+
+    def __init__(self, name: str) -> None:
+        self.directory = GOLDENS / name
+        self.arrays = np.load(self.directory / "outputs.npz")
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def inputs(self, case: str) -> dict[str, np.ndarray]:
+        names = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
+        return {name: self[f"{case}/{name}"] for name in names if f"{case}/{name}" in self}
+
+    def load(self, cls: Any, head: str = "causal_lm", **options: Any) -> Any:
+        return cls.from_pretrained(self.directory / head, **options)
+
+
+@pytest.fixture(params=CONFIGS)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each golden configuration in turn."""
+    return Golden(request.param)
+
+
+@pytest.fixture
+def base() -> Golden:
+    """The golden configuration with GPT-J's own settings."""
+    return Golden("base")
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Any:
+    """Every test begins with the same seed and the float32 policy."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def numbers(tensor: Any) -> np.ndarray:
+    """A tensor of any backend as float or int NumPy."""
+    from keras import ops
+
+    array = np.asarray(ops.convert_to_numpy(ops.cast(tensor, "float32") if "float" in str(tensor.dtype) else tensor))
+    return array
+
+
+def assert_near(actual: Any, expected: np.ndarray, tolerance: float = 2e-5) -> None:
+    """max |difference| <= tolerance · max |expected|."""
+    actual = numbers(actual)
+    assert actual.shape == expected.shape
+    worst = float(np.abs(actual.astype("float64") - expected).max())
+    assert worst <= tolerance * float(np.abs(expected).max()), f"differs by {worst:.3g}"

@@ -1,0 +1,98 @@
+"""The first test of any cache: step by step equals all at once, at every position, however the rows are padded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import assert_near, numbers
+from keras import ops
+
+from tfgptj.config import GPTJConfig
+from tfgptj.generation import loop
+from tfgptj.generation.compiling import Compiled
+from tfgptj.heads import TFGPTJForCausalLM
+
+pytestmark = pytest.mark.core
+CONFIG = GPTJConfig(vocab_size=61, n_positions=40, n_embd=24, n_layer=2, n_head=3, rotary_dim=4, initializer_range=0.3)
+LENGTHS = {"none": (5, 5, 5, 5), "ragged": (5, 1, 3, 4)}
+STEPS = 6
+XLA = [(1, True), (4, True)] if keras.backend.backend() == "tensorflow" else []  # rows, compiled with XLA
+
+
+def layout(prompts: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of differing lengths as ids and mask [B, P], padded with a token that must not matter."""
+    width = max(map(len, prompts)) + (2 if side != "none" else 0)
+    ids, mask = np.full((len(prompts), width), 7, "int32"), np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+        where = slice(0, len(prompt)) if side == "right" else slice(width - len(prompt), width)
+        ids[row, where], mask[row, where] = prompt, True
+    return ids, mask
+
+
+def controls(rows: int) -> loop.Controls:
+    tensor = ops.convert_to_tensor
+    return loop.Controls(
+        temperature=tensor(1.0, "float32"),
+        top_p=tensor(1.0, "float32"),
+        eos=tensor(np.zeros(0, "int32")),
+        pad=tensor(0, "int32"),
+        uniforms=tensor(np.zeros((rows, STEPS + 1), "float32")),
+    )
+
+
+def forced(model: Any, ids: np.ndarray, mask: np.ndarray, continuation: np.ndarray, jit: bool) -> list[np.ndarray]:
+    """Next-token logits after each token of a given continuation [B, STEPS], computed one step at a time."""
+    prefill = Compiled(model, loop.prefill, jit)
+    forward = Compiled(model, lambda model, static, state: loop.forward(model, state), jit)
+    tokens = ops.zeros((len(ids), STEPS + 1), dtype="int32")
+    state = prefill(
+        loop.Sampler(), ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), tokens, controls(len(ids))
+    )
+    logits = []
+    for step in range(STEPS):
+        given = ops.convert_to_tensor(continuation[:, step : step + 1])
+        state = state._replace(tokens=ops.slice_update(state.tokens, (0, step), given))
+        result, state = forward(None, state)
+        state = state._replace(step=state.step + 1)
+        logits.append(numbers(result))
+    return logits
+
+
+@pytest.mark.parametrize(("rows", "jit"), [(1, False), (2, False), (3, False), (4, False), *XLA])
+@pytest.mark.parametrize(("policy", "tolerance"), [("float32", 1e-5), ("bfloat16", 2**-6)])
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_each_step_equals_the_whole_text(side: str, rows: int, policy: str, tolerance: float, jit: bool) -> None:
+    model = TFGPTJForCausalLM(CONFIG, dtype=policy)
+    random = np.random.default_rng(rows)
+    lengths = LENGTHS["none" if side == "none" else "ragged"][:rows]
+    texts = [random.integers(1, 61, length + STEPS).astype("int32") for length in lengths]
+    ids, mask = layout([text[:length] for text, length in zip(texts, lengths, strict=True)], side)
+    continuation = np.stack([text[length:] for text, length in zip(texts, lengths, strict=True)])
+    alone = [numbers(model(text[None]))[0] for text in texts]  # each row by itself, all positions at once
+    for step, logits in enumerate(forced(model, ids, mask, continuation, jit)):
+        for row, length in enumerate(lengths):
+            assert_near(logits[row], alone[row][length + step], tolerance)
+
+
+@pytest.mark.parametrize("length", range(1, 8))
+def test_any_split_between_prompt_and_steps(length: int) -> None:
+    model = TFGPTJForCausalLM(CONFIG)
+    text = np.random.default_rng(3).integers(1, 61, (1, length + STEPS)).astype("int32")
+    whole = numbers(model(text))
+    steps = forced(model, text[:, :length], np.ones((1, length), bool), text[:, length:], jit=False)
+    for step, logits in enumerate(steps):
+        assert_near(logits, whole[:, length + step], 1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prefill_reads_the_last_real_token(side: str) -> None:
+    model = TFGPTJForCausalLM(CONFIG)
+    prompts = [np.array([5, 9, 3], "int32"), np.array([8], "int32")]
+    ids, mask = layout(prompts, side)
+    together = model.generate(ids, mask, max_new_tokens=5, eos_token_id=None)
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(prompt[None], max_new_tokens=5, eos_token_id=None)
+        np.testing.assert_array_equal(together[row, -5:], alone[0, -5:])

@@ -1,0 +1,178 @@
+"""Text while it is generated: `stream_text` as an iterator, and Hugging Face's streamers for `generate(streamer=…)`."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tfgptj.errors import GenerationError, InputError
+from tfgptj.generation.config import GenerationConfig
+from tfgptj.generation.generate import Run
+from tfgptj.heads import TFGPTJForCausalLM
+from tfgptj.text_stream import TextStream
+from tfgptj.tokenizer import GPTJTokenizer
+
+
+def stream_text(
+    model: TFGPTJForCausalLM,
+    tokenizer: GPTJTokenizer,
+    prompt: str,
+    generation_config: GenerationConfig | None = None,
+    *,
+    seed: int | None = None,
+    jit_compile: bool | None = None,
+    **parameters: Any,
+) -> Iterator[str]:
+    """Continue a text, piece by piece.
+
+    Args:
+        model: the language model.
+        tokenizer: its tokenizer.
+        prompt: the text to continue; an empty one starts from `bos_token_id`.
+        generation_config, seed, jit_compile, **parameters: as for `generate`.
+
+    Returns:
+        An iterator over the pieces of the continuation, never with half a character, without special tokens. They add
+        up to the text that `generate` gives with the same arguments. What is wrong with the arguments is raised here,
+        not by the iterator.
+
+    Raises:
+        InputError, GenerationError, NonFiniteLogitsError: as `generate`; and when more than one text is asked for.
+
+    >>> from tfgptj.config import GPTJConfig
+    >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
+    >>> model = TFGPTJForCausalLM(GPTJConfig(vocab_size=257, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
+    >>> text = "".join(stream_text(model, tokenizer, "abc", max_new_tokens=4))
+    """
+    ids = tokenizer.encode(prompt)
+    run = Run(model, [ids] if ids else None, None, generation_config, seed, jit_compile, parameters)
+    return text_pieces(run, tokenizer)
+
+
+def text_pieces(run: Run, tokenizer: GPTJTokenizer) -> Iterator[str]:
+    """The text of a generation of one row, as it is produced.
+
+    Raises:
+        GenerationError: if the generation has more than one row.
+    """
+    rows = len(run.prompt)
+    if rows != 1:
+        raise GenerationError(f"only one text can be streamed, not {rows}: leave num_return_sequences at 1")
+    return _pieces(run, tokenizer)
+
+
+def _pieces(run: Run, tokenizer: GPTJTokenizer) -> Iterator[str]:
+    stream = TextStream(tokenizer, skip_special_tokens=True)
+    for tokens in run.chunks(1):
+        piece = stream.put(shown_tokens(tokens[0], run.config.eos_token_ids, tokenizer))
+        if piece:
+            yield piece
+    rest = stream.end()
+    if rest:
+        yield rest
+
+
+def shown_tokens(new_tokens: np.ndarray, eos_token_ids: tuple[int, ...], tokenizer: GPTJTokenizer) -> np.ndarray:
+    """The tokens of a generated row, int [n], that have a text: those before the first end-of-text token.
+
+    Ids that the tokenizer does not have are left out: GPT-J's embedding has more rows than its tokenizer has tokens.
+    """
+    shown = new_tokens[: end_of_text(new_tokens, eos_token_ids)]
+    return shown[shown < len(tokenizer)]
+
+
+def end_of_text(new_tokens: np.ndarray, eos_token_ids: tuple[int, ...]) -> int:
+    """Where a generated row, int [n], has its first end-of-text token; n if it has none."""
+    ends = np.flatnonzero(np.isin(new_tokens, eos_token_ids))
+    return int(ends[0]) if len(ends) else len(new_tokens)
+
+
+class TextStreamer:
+    """Prints text as it is generated; for `generate(streamer=…)`, with one row.
+
+    A subclass that does something else with the text overrides `on_finalized_text`. Text comes as soon as its characters
+    are complete; Hugging Face's class of this name holds back whole words.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        skip_prompt: whether to leave out the prompt.
+        skip_special_tokens: whether to leave out special tokens, such as the end-of-text token.
+
+    >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
+    >>> streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    >>> streamer.put(np.array([tokenizer.encode("abc")])); streamer.put(np.array([tokenizer.eos_token_id])); streamer.end()
+    abc
+    """
+
+    def __init__(self, tokenizer: GPTJTokenizer, skip_prompt: bool = False, skip_special_tokens: bool = False) -> None:
+        self.skip_prompt = skip_prompt
+        self._stream = TextStream(tokenizer, skip_special_tokens)
+        self._at_prompt = True
+
+    def put(self, value: Any) -> None:
+        """Take the prompt, int [1, P], and then each step's token, int [1].
+
+        Raises:
+            InputError: for more than one row.
+        """
+        value = np.asarray(value)
+        at_prompt, self._at_prompt = self._at_prompt, False
+        if (value.ndim > 1 or not at_prompt) and len(value) > 1:
+            raise InputError(f"{type(self).__name__} streams one text, got {len(value)} rows: generate one at a time")
+        if not (at_prompt and self.skip_prompt):
+            self.on_finalized_text(self._stream.put(value.reshape(-1)))
+
+    def end(self) -> None:
+        """Give out the rest; the streamer can then take another generation."""
+        self._at_prompt = True
+        self.on_finalized_text(self._stream.end(), stream_end=True)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print a piece of text, and a line end after the last."""
+        print(text, end="\n" if stream_end else "", flush=True)
+
+
+class TextIteratorStreamer(TextStreamer):
+    """Hands text over to another thread as it is generated: `generate(streamer=…)` runs in one thread, and a loop over
+    the streamer in another.
+
+    Args:
+        tokenizer, skip_prompt, skip_special_tokens: as for :class:`TextStreamer`.
+        timeout: seconds to wait for a piece before `queue.Empty` is raised; None waits for ever.
+
+    >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
+    >>> streamer = TextIteratorStreamer(tokenizer)
+    >>> streamer.put(np.array([tokenizer.encode("abc")])); streamer.end()
+    >>> list(streamer)
+    ['abc']
+    """
+
+    def __init__(
+        self,
+        tokenizer: GPTJTokenizer,
+        skip_prompt: bool = False,
+        timeout: float | None = None,
+        skip_special_tokens: bool = False,
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt, skip_special_tokens)
+        self.timeout = timeout
+        self._pieces: queue.Queue[str | None] = queue.Queue()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Queue a piece of text for the reader."""
+        if text:
+            self._pieces.put(text)
+        if stream_end:
+            self._pieces.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = self._pieces.get(timeout=self.timeout)
+        if piece is None:
+            raise StopIteration
+        return piece
