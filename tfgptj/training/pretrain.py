@@ -6,8 +6,6 @@ This is the program that made the packaged model "shakespeare".
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
 import keras
 import numpy as np
 
@@ -23,13 +21,12 @@ class Recipe:
     """Sizes and schedule of a pretraining run; the defaults are those of the packaged model."""
 
     vocab_size: int = 1024
-    n_positions: int = 512
     n_embd: int = 256
     n_layer: int = 4
     n_head: int = 4
     rotary_dim: int = 32
     dropout: float = 0.2  # after the embedding and in the blocks; not on the attention weights, where it is slow
-    block_size: int = 256  # tokens
+    block_size: int = 256  # tokens that the model sees at once, and its n_positions: it reads no further than trained
     batch_size: int = 16  # blocks
     epochs: int = 24
     learning_rate: float = 2e-3  # at its peak; from there a cosine to a hundredth of it
@@ -57,7 +54,9 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
     keras.utils.set_random_seed(recipe.seed)
     cut = int(len(text) * (1 - recipe.held_out))
     train_text, held_out_text = text[:cut], text[cut:]
-    tokenizer = GPTJTokenizer.train([train_text], vocab_size=recipe.vocab_size)
+    tokenizer = GPTJTokenizer.train(
+        [train_text], vocab_size=recipe.vocab_size, model_max_length=recipe.block_size
+    )
     model = TFGPTJForCausalLM(_config(recipe, tokenizer), dtype=recipe.dtype)
 
     steps = recipe.epochs * (len(tokenizer.encode(train_text)) // (recipe.block_size * recipe.batch_size))
@@ -104,16 +103,17 @@ def nats_per_character(
 
 
 def _config(recipe: Recipe, tokenizer: GPTJTokenizer) -> GPTJConfig:
-    shape: dict[str, Any] = {
-        name: getattr(recipe, name) for name in ("n_positions", "n_embd", "n_layer", "n_head", "rotary_dim")
-    }
     return GPTJConfig(
         vocab_size=len(tokenizer),
+        n_positions=recipe.block_size,
+        n_embd=recipe.n_embd,
+        n_layer=recipe.n_layer,
+        n_head=recipe.n_head,
+        rotary_dim=recipe.rotary_dim,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         resid_pdrop=recipe.dropout,
         embd_pdrop=recipe.dropout,
-        **shape,
     )
 
 
