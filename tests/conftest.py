@@ -6,11 +6,11 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from pathlib import Path
+from typing import Any
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDENS = FIXTURES / "goldens"
@@ -65,8 +65,7 @@ def numbers(tensor: Any) -> np.ndarray:
     """A tensor of any backend as float or int NumPy."""
     from keras import ops
 
-    array = np.asarray(ops.convert_to_numpy(ops.cast(tensor, "float32") if "float" in str(tensor.dtype) else tensor))
-    return array
+    return np.asarray(ops.convert_to_numpy(ops.cast(tensor, "float32") if "float" in str(tensor.dtype) else tensor))
 
 
 def assert_near(actual: Any, expected: np.ndarray, tolerance: float = 2e-5) -> None:

@@ -12,7 +12,7 @@ from keras import ops
 from tfgptj.attention import Cache, ConfiguredLayer
 from tfgptj.block import ParallelBlock
 from tfgptj.config import GPTJConfig
-from tfgptj.inputs import IDS, check_arrays, complete_inputs
+from tfgptj.inputs import INPUTS, IDS, check_arrays, complete_inputs, split_labels
 from tfgptj.resizing import resize_token_embeddings
 from tfgptj.rotary import RotaryEmbedding
 
@@ -82,10 +82,14 @@ class GPTJBase(keras.Model):
     config: GPTJConfig
 
     def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        named = {name: kwargs.pop(name) for name in (*IDS, "inputs_embeds") if name in kwargs}
+        named = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
         if named:
             inputs = {**named, **({} if inputs is None else {"input_ids": inputs})}
         return super().__call__(complete_inputs(inputs, self.config), *args, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Any:
+        # Keras's JAX trainer comes here past __call__, with what fit() was given.
+        return super().call(split_labels(inputs)[0], training=training, mask=mask, **kwargs)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         return super().fit(check_arrays(x, self.config), *args, **kwargs)

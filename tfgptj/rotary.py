@@ -45,7 +45,8 @@ class RotaryEmbedding(keras.layers.Layer):
         self.built = True  # nothing to create
 
     def call(self, positions: Any) -> tuple[Any, Any]:
-        angles = ops.cast(positions, "float32")[:, :, None, None] * self._frequencies  # [B, T, 1, R / 2]
+        frequencies = ops.convert_to_tensor(self._frequencies)  # [R / 2]
+        angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies  # [B, T, 1, R / 2]
         return ops.sin(angles), ops.cos(angles)
 
     def get_config(self) -> dict[str, Any]:

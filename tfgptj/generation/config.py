@@ -103,7 +103,7 @@ class GenerationConfig:
         temperature: number >= 0, divides the logits; 0 means no sampling at all.
         top_k: int or None, draw only among the k likeliest tokens (ties with the k-th stay); 0 and None switch it off.
         top_p: number in (0, 1], draw only among the likeliest tokens that make up this share of the probability.
-        num_return_sequences: int, continuations per prompt; more than one needs `do_sample`.
+        num_return_sequences: int, continuations per prompt; `generate` refuses more than one without `do_sample`.
         bos_token_id: int, what an empty prompt starts with.
         eos_token_id: int or list of int, tokens that end a row.
         pad_token_id: int, fills finished rows; the first `eos_token_id` when not given.
@@ -225,8 +225,6 @@ def _check_values(values: dict[str, Any]) -> None:
     if values["top_p"] == 0:
         raise GenerationError("top_p must be above 0, got 0: no token would be left; use do_sample=False")
     _check_int("num_return_sequences", values["num_return_sequences"], 1, 2**16)
-    if values["num_return_sequences"] > 1 and not values["do_sample"]:
-        raise GenerationError("num_return_sequences > 1 needs do_sample=True: without sampling all would be the same")
     eos = values["eos_token_id"]
     for token in eos if isinstance(eos, (list, tuple)) else (eos,):
         _check_int("eos_token_id", token, 0, limits.MAX_ID)

@@ -160,7 +160,10 @@ def resolve_config(
         raise GenerationError(f"generation_config must be a GenerationConfig, got {type(generation_config).__name__}")
     own = getattr(model, "generation_config", None)
     checked = GenerationConfig(**parameters).to_dict()
-    return GenerationConfig.from_model_config(model.config).merged(own, generation_config, checked)
+    merged = GenerationConfig.from_model_config(model.config).merged(own, generation_config, checked)
+    if merged.num_return_sequences > 1 and not merged.do_sample:
+        raise GenerationError("num_return_sequences > 1 needs do_sample=True: without sampling all would be the same")
+    return merged
 
 
 def bucket(length: int) -> int:

@@ -93,8 +93,8 @@ def end_of_text(new_tokens: np.ndarray, eos_token_ids: tuple[int, ...]) -> int:
 class TextStreamer:
     """Prints text as it is generated; for `generate(streamer=…)`, with one row.
 
-    A subclass that does something else with the text overrides `on_finalized_text`. Text comes as soon as its characters
-    are complete; Hugging Face's class of this name holds back whole words.
+    A subclass that does something else with the text overrides `on_finalized_text`. Text comes as soon as its
+    characters are complete; Hugging Face's class of this name holds back whole words.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -103,12 +103,12 @@ class TextStreamer:
 
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
     >>> streamer = TextStreamer(tokenizer, skip_special_tokens=True)
-    >>> streamer.put(np.array([tokenizer.encode("abc")])); streamer.put(np.array([tokenizer.eos_token_id])); streamer.end()
+    >>> streamer.put(np.array([tokenizer.encode("abc<|endoftext|>")])); streamer.end()
     abc
     """
 
     def __init__(self, tokenizer: GPTJTokenizer, skip_prompt: bool = False, skip_special_tokens: bool = False) -> None:
-        self.skip_prompt = skip_prompt
+        self.tokenizer, self.skip_prompt = tokenizer, skip_prompt
         self._stream = TextStream(tokenizer, skip_special_tokens)
         self._at_prompt = True
 
@@ -118,12 +118,12 @@ class TextStreamer:
         Raises:
             InputError: for more than one row.
         """
-        value = np.asarray(value)
+        ids = np.asarray(value)
         at_prompt, self._at_prompt = self._at_prompt, False
-        if (value.ndim > 1 or not at_prompt) and len(value) > 1:
-            raise InputError(f"{type(self).__name__} streams one text, got {len(value)} rows: generate one at a time")
+        if (ids.ndim > 1 or not at_prompt) and len(ids) > 1:
+            raise InputError(f"{type(self).__name__} streams one text, got {len(ids)} rows: generate one at a time")
         if not (at_prompt and self.skip_prompt):
-            self.on_finalized_text(self._stream.put(value.reshape(-1)))
+            self.on_finalized_text(self._stream.put(ids[ids < len(self.tokenizer)]))  # [P] or [1], whatever the rank
 
     def end(self) -> None:
         """Give out the rest; the streamer can then take another generation."""
@@ -136,8 +136,9 @@ class TextStreamer:
 
 
 class TextIteratorStreamer(TextStreamer):
-    """Hands text over to another thread as it is generated: `generate(streamer=…)` runs in one thread, and a loop over
-    the streamer in another.
+    """Hands text to another thread as it is generated.
+
+    `generate(streamer=…)` runs in one thread, and a loop over the streamer in another.
 
     Args:
         tokenizer, skip_prompt, skip_special_tokens: as for :class:`TextStreamer`.

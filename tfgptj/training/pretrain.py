@@ -5,39 +5,16 @@ This is the program that made the packaged model "shakespeare".
 
 from __future__ import annotations
 
-import dataclasses
 import keras
 import numpy as np
 
 from tfgptj.config import GPTJConfig
+from tfgptj.errors import InputError
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.losses import IGNORE_INDEX, causal_lm_loss
 from tfgptj.tokenizer import GPTJTokenizer
 from tfgptj.training.data import block_dataset, evaluation_windows
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Sizes and schedule of a pretraining run; the defaults are those of the packaged model."""
-
-    vocab_size: int = 1024
-    n_embd: int = 256
-    n_layer: int = 4
-    n_head: int = 4
-    rotary_dim: int = 32
-    dropout: float = 0.2  # after the embedding and in the blocks; not on the attention weights, where it is slow
-    block_size: int = 256  # tokens that the model sees at once, and its n_positions: it reads no further than trained
-    batch_size: int = 16  # blocks
-    epochs: int = 24
-    learning_rate: float = 2e-3  # at its peak; from there a cosine to a hundredth of it
-    warmup_steps: int = 100
-    weight_decay: float = 0.1
-    ema_momentum: float = 0.995  # the weights that are kept are a moving average
-    bpe_dropout: float = 0.1  # merges that are skipped at random, so that no epoch sees the same tokens
-    plain_epochs: int = 5  # the last epochs without that
-    held_out: float = 0.1  # the end of the text, never trained on
-    seed: int = 1
-    dtype: str = "mixed_bfloat16"
+from tfgptj.training.recipe import Recipe
 
 
 def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TFGPTJForCausalLM, GPTJTokenizer, float]:
@@ -50,7 +27,12 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
 
     Returns:
         The model with averaged weights, its tokenizer, and its loss on the held-out part in nats per character.
+
+    Raises:
+        InputError: if the text is too short for the recipe, or none of it is held out.
     """
+    if not 0 < recipe.held_out < 1:
+        raise InputError(f"held_out must be a share between 0 and 1, got {recipe.held_out}: some text must be held out")
     keras.utils.set_random_seed(recipe.seed)
     cut = int(len(text) * (1 - recipe.held_out))
     train_text, held_out_text = text[:cut], text[cut:]
@@ -59,10 +41,12 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
     )
     model = TFGPTJForCausalLM(_config(recipe, tokenizer), dtype=recipe.dtype)
 
-    steps = recipe.epochs * (len(tokenizer.encode(train_text)) // (recipe.block_size * recipe.batch_size))
-    model.compile(_optimizer(recipe, model, steps))
+    steps_per_epoch = _steps_per_epoch(recipe, len(tokenizer.encode(train_text)))
+    model.compile(_optimizer(recipe, model, steps_per_epoch * recipe.epochs))
     noisy = tokenizer.with_dropout(recipe.bpe_dropout)
 
+    # Skipped merges make more tokens, so the stream lasts longer than the steps do: of the five plain passes at the end
+    # of the packaged model's run, about two were seen.
     def epoch_ids(epoch: int) -> np.ndarray:
         encoder = noisy if epoch < recipe.epochs - recipe.plain_epochs else tokenizer
         return np.asarray(encoder.encode(train_text), "int32")
@@ -75,8 +59,9 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
             held_out=nats_per_character(model, tokenizer, held_out_text, recipe.block_size)
         )
     )
-    per_epoch = steps // recipe.epochs
-    model.fit(dataset, epochs=recipe.epochs, steps_per_epoch=per_epoch, callbacks=[report], verbose=verbose)
+    model.fit(
+        dataset, epochs=recipe.epochs, steps_per_epoch=steps_per_epoch, callbacks=[report], verbose=verbose, shuffle=False
+    )
     return model, tokenizer, nats_per_character(model, tokenizer, held_out_text, recipe.block_size)
 
 
@@ -100,6 +85,18 @@ def nats_per_character(
         scored = int((labels[batch, 1:] != IGNORE_INDEX).sum())
         total += scored * float(causal_lm_loss(labels[batch], model.predict_on_batch(inputs[batch])))
     return total / len(text)
+
+
+def _steps_per_epoch(recipe: Recipe, tokens: int) -> int:
+    """Whole batches of one pass; one block is lost to the random place where a pass begins."""
+    steps = (tokens // recipe.block_size - 1) // recipe.batch_size
+    if steps * recipe.epochs <= recipe.warmup_steps:
+        raise InputError(
+            f"{tokens:,} tokens make {max(steps, 0)} steps of {recipe.batch_size} blocks of {recipe.block_size}, and "
+            f"{recipe.epochs} epochs of these are no more than {recipe.warmup_steps} warmup_steps: "
+            "take a longer text, smaller batches or more epochs"
+        )
+    return steps
 
 
 def _config(recipe: Recipe, tokenizer: GPTJTokenizer) -> GPTJConfig:

@@ -1,0 +1,112 @@
+"""The table of names: against the files that Hugging Face wrote, and against the variables of the models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, GOLDENS
+from safetensors import safe_open
+
+from tfgptj.backbone import TFGPTJModel
+from tfgptj.checkpoints.mapping import (
+    HEADS,
+    canonical_name,
+    head_of,
+    is_ignorable,
+    plan,
+    variable_of,
+    written_buffers,
+)
+from tfgptj.config import GPTJConfig
+from tfgptj.errors import ConfigError
+from tfgptj.heads import TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJForSequenceClassification
+
+CLASSES = {
+    "none": TFGPTJModel,
+    "causal_lm": TFGPTJForCausalLM,
+    "classification": TFGPTJForSequenceClassification,
+    "question_answering": TFGPTJForQuestionAnswering,
+}
+TINY = GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_inner=24)
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, "np") as file:
+        return {canonical_name(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("head", ["causal_lm", "classification", "question_answering"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_plan_is_what_hugging_face_writes(name: str, head: str) -> None:
+    directory = GOLDENS / name / head
+    config = GPTJConfig.from_pretrained(directory)
+    planned = {entry.names["torch"]: entry.stored_shape("torch") for entry in plan(config, head)}
+    buffers = {name: () for name, _ in written_buffers(config)}
+    assert planned | buffers == stored_shapes(directory / "model.safetensors")
+
+
+@pytest.mark.parametrize("head", CLASSES)
+@pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}, {"activation_function": "prelu"},
+                                    {"activation_function": "xielu"}])  # fmt: skip
+def test_the_plan_is_the_models_own_variables(head: str, fields: dict[str, object]) -> None:
+    config = GPTJConfig.from_dict(TINY.to_dict(), **fields)
+    model = CLASSES[head](config)
+    entries = plan(config, head)
+    variables = [variable_of(model, entry) for entry in entries]
+    assert {id(variable) for variable in variables} == {id(variable) for variable in model.trainable_variables}
+    for entry, variable in zip(entries, variables, strict=True):
+        assert tuple(variable.shape) == entry.shape
+    size = sum(entry.shape[0] * (entry.shape[1] if len(entry.shape) == 2 else 1) for entry in entries)
+    assert size == config.num_parameters(head)
+
+
+@pytest.mark.parametrize("layout", ["torch", "tensorflow", "flax"])
+def test_no_name_stands_for_two_weights(layout: str) -> None:
+    for head in HEADS.values():
+        names = [entry.names[layout] for entry in plan(TINY, head) if entry.names[layout]]
+        assert len(set(names)) == len(names)
+        assert all(canonical_name(f"transformer{'.' if layout == 'torch' else '/'}{name}") == name for name in names)
+
+
+def test_names_in_other_frameworks() -> None:
+    entry = next(entry for entry in plan(TINY, "causal_lm") if entry.variable == "blocks.1.mlp.fc_in.kernel")
+    assert entry.names == {
+        "torch": "h.1.mlp.fc_in.weight",
+        "tensorflow": "h_._1/mlp/fc_in/kernel:0",
+        "flax": "h/1/mlp/fc_in/kernel",
+    }
+    assert entry.stored_shape("torch") == (24, 16)
+    assert entry.stored_shape("tensorflow") == entry.stored_shape("flax") == entry.shape == (16, 24)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["h.0.attn.bias", "h.11.attn.masked_bias", "h.0.mlp.act.beta", "h.0.mlp.act.eps", "lm_head.weight", "score.weight",
+     "qa_outputs.bias", "lm_head/kernel:0", "score/kernel:0", "h.3.attn.embed_positions"],
+)  # fmt: skip
+def test_constants_and_other_heads_are_no_difference(name: str) -> None:
+    assert is_ignorable(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["h.0.attn.q_proj.bias", "wpe.weight", "h.0.attn.bias.x", "xh.0.attn.bias", "h.2.ln_1.bias"]
+)
+def test_other_weights_are_a_difference(name: str) -> None:
+    assert not is_ignorable(name)
+
+
+def test_a_subclass_has_its_parents_head() -> None:
+    class Mine(TFGPTJForCausalLM):
+        pass
+
+    assert head_of(Mine) == ("causal_lm", "GPTJForCausalLM")
+    assert head_of(TFGPTJModel) == ("none", "GPTJModel")
+    with pytest.raises(ConfigError, match=re.escape("dict is none of TFGPTJModel, TFGPTJForCausalLM,")):
+        head_of(dict)
+
+
+def test_unknown_heads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="head must be one of none, causal_lm, .*; got 'tied_causal_lm'"):
+        plan(TINY, "tied_causal_lm")

@@ -1,0 +1,198 @@
+"""A directory of weights as one collection of tensors: whole files, shards, and indexes that do not tell the truth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from safetensors.numpy import load_file, save_file
+
+from tfgptj.checkpoints.sources import FORMATS, Checkpoint, find_weights, fingerprint, pending_path
+from tfgptj.errors import CheckpointError, CheckpointFormatError
+
+INDEX = "model.safetensors.index.json"
+FIRST = "model-00001-of-00003.safetensors"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A copy of a checkpoint in three shards."""
+    return Path(shutil.copytree(GOLDENS / "loading" / "sharded", tmp_path / "sharded"))
+
+
+def edit_index(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    index = json.loads((directory / INDEX).read_text())
+    change(index)
+    (directory / INDEX).write_text(json.dumps(index))
+
+
+def test_shards_hold_what_the_whole_file_holds(sharded: Path) -> None:
+    expected = load_file(GOLDENS / "base" / "causal_lm" / "model.safetensors")
+    with Checkpoint(sharded) as checkpoint:
+        assert set(checkpoint.names) == set(expected)
+        assert checkpoint.layout == "torch"
+        for name, array in expected.items():
+            assert checkpoint.spec(name).shape == array.shape
+            np.testing.assert_array_equal(checkpoint.read(name), array)
+            np.testing.assert_array_equal(np.concatenate([block.copy() for block in checkpoint.blocks(name)]), array)
+
+
+def test_a_whole_file_comes_before_shards(sharded: Path) -> None:
+    save_file({"x": np.ones(1)}, sharded / "model.safetensors")
+    with Checkpoint(sharded, "safetensors") as checkpoint:
+        assert checkpoint.names == ("x",)
+        assert checkpoint.shards == ["model.safetensors"]
+
+
+def test_open_files_outlive_their_names(sharded: Path) -> None:
+    with Checkpoint(sharded) as checkpoint:
+        shutil.rmtree(sharded)
+        assert all(checkpoint.read(name).size for name in checkpoint.names)
+
+
+def test_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no weights; looked for model.safetensors or .*; found nothing"):
+        Checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match="found pytorch_model.bin"):
+        find_weights(tmp_path)
+    with pytest.raises(CheckpointError, match="weights must be one of auto, safetensors.*; got 'onnx'"):
+        Checkpoint(tmp_path, "onnx")
+
+
+def test_a_dangling_link_is_not_skipped(sharded: Path) -> None:
+    (sharded / "model.safetensors").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: there is no such file"):
+        Checkpoint(sharded)
+
+
+def test_the_fingerprint_changes_with_weights_and_configuration(sharded: Path) -> None:
+    before = fingerprint(sharded)
+    assert fingerprint(sharded) == before
+    for name in ("config.json", INDEX):
+        (sharded / "new").write_bytes((sharded / name).read_bytes())
+        (sharded / "new").replace(sharded / name)
+        assert fingerprint(sharded) != before
+        before = fingerprint(sharded)
+    (sharded / "config.json").unlink()
+    assert fingerprint(sharded) != before
+
+
+def test_links_to_files_are_followed(sharded: Path) -> None:
+    (sharded / FIRST).rename(sharded / "blob")
+    (sharded / FIRST).symlink_to("blob")
+    with Checkpoint(sharded) as checkpoint:
+        assert len(checkpoint.names) == 25
+
+
+def test_a_missing_shard(sharded: Path) -> None:
+    (sharded / FIRST).unlink()
+    with pytest.raises(CheckpointError, match=f"{FIRST}: this shard is named in {INDEX}, but there is no such file"):
+        Checkpoint(sharded)
+
+
+def test_a_damaged_shard(sharded: Path) -> None:
+    (sharded / FIRST).write_bytes(b"")
+    with pytest.raises(CheckpointFormatError, match=f"{FIRST}: the file is empty"):
+        Checkpoint(sharded)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["../x.safetensors", "a/x.safetensors", "/x.safetensors", "C:x.safetensors", "C:\\x.safetensors",
+     "a\\x.safetensors", "//srv/x.safetensors", "x.bin", "x.safetensors\n", "x\0.safetensors", "", 3, None, ".."],
+)  # fmt: skip
+def test_a_shard_is_a_file_beside_the_index(sharded: Path, shard: object) -> None:
+    edit_index(sharded, lambda index: index["weight_map"].update({"lm_head.bias": shard}))
+    with pytest.raises(
+        CheckpointFormatError, match=r"lm_head\.bias' is said to be in .*must be a \*\.safetensors file"
+    ):
+        Checkpoint(sharded)
+
+
+def test_a_tensor_that_its_shard_lacks(sharded: Path) -> None:
+    edit_index(sharded, lambda index: index["weight_map"].update({"extra": FIRST}))
+    with pytest.raises(
+        CheckpointFormatError, match=f"{FIRST}: lacks tensor 'extra', but .* says that it is in {FIRST}"
+    ):
+        Checkpoint(sharded)
+
+
+def test_a_tensor_in_two_shards(sharded: Path) -> None:
+    tensors = load_file(sharded / FIRST)
+    save_file({**tensors, "lm_head.bias": np.ones(48, np.float32)}, sharded / FIRST)
+    with pytest.raises(
+        CheckpointFormatError, match="00001.*: holds tensor 'lm_head.bias', but .* it is in model-00003"
+    ):
+        Checkpoint(sharded)
+
+
+def test_a_tensor_that_the_index_lacks(sharded: Path) -> None:
+    edit_index(sharded, lambda index: index["weight_map"].pop("lm_head.bias"))
+    with pytest.raises(CheckpointFormatError, match="holds tensor 'lm_head.bias', but .* it is in none of the shards"):
+        Checkpoint(sharded)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object, found list"),
+        ('{"weight_map": {}, "weight_map": {}}', "duplicate key 'weight_map'"),
+        ("{}", "weight_map must map tensors to shards, got None"),
+        ('{"weight_map": {}}', r"weight_map must map tensors to shards, got \{\}"),
+        ('{"weight_map": {"a": "b.safetensors"}, "metadata": 1}', "metadata must be an object, got 1"),
+    ],
+)
+def test_an_index_that_is_none(tmp_path: Path, content: str, text: str) -> None:
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(CheckpointFormatError, match=text) as caught:
+        Checkpoint(tmp_path)
+    assert INDEX in str(caught.value)
+
+
+@pytest.mark.parametrize(("label", "layout"), [("pt", "torch"), ("tf", "tensorflow"), ("flax", "flax")])
+def test_the_metadata_tell_the_layout(tmp_path: Path, label: str, layout: str) -> None:
+    save_file({"x": np.ones(1)}, tmp_path / "model.safetensors", {"format": label})
+    with Checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.layout == layout
+
+
+def test_layouts_of_others(tmp_path: Path) -> None:
+    save_file({"x": np.ones(1)}, tmp_path / "model.safetensors")
+    with Checkpoint(tmp_path) as checkpoint:  # written by hand: PyTorch's is the usual one
+        assert checkpoint.layout == "torch"
+    save_file({"x": np.ones(1)}, tmp_path / "model.safetensors", {"format": "paddle"})
+    with Checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointFormatError, match="name the format 'paddle'"):
+        _ = checkpoint.layout
+
+
+def test_a_waiting_configuration_counts_for_the_weights_of_its_mark_only(tmp_path: Path) -> None:
+    pending = pending_path(tmp_path, "config.json", "0123abcd")
+    pending.touch()
+    for mark, expected in (("0123abcd", pending), ("0123abce", tmp_path / "config.json")):
+        save_file({"x": np.ones(1)}, tmp_path / "model.safetensors", {"format": "pt", "tfgptj_save": mark})
+        with Checkpoint(tmp_path) as checkpoint:
+            assert checkpoint.companion("config.json") == expected
+
+
+def test_a_mark_never_leads_elsewhere(tmp_path: Path) -> None:
+    save_file({"x": np.ones(1)}, tmp_path / "model.safetensors", {"tfgptj_save": "/../../etc"})
+    with Checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.companion("config.json") == tmp_path / "config.json"
+
+
+def test_names_of_shards() -> None:
+    form = FORMATS["safetensors"]
+    assert form.shard(2, 7) == "model-00002-of-00007.safetensors"
+    assert form.is_shard(form.shard(2, 7))
+    assert form.is_shard(form.shard(2, 7, "0123abcd"))
+    assert not any(
+        map(form.is_shard, ["model.safetensors", "my-model-00001-of-00002.safetensors", "model-1-of-2.safetensors"])
+    )

@@ -1,0 +1,328 @@
+"""The safetensors format, read strictly and written one tensor at a time.
+
+A file is the length of its header (8 bytes, little-endian), the header (JSON: name → dtype, shape, offsets), and the
+values, tensor after tensor without holes. Where the format's text and its library differ, the text is followed: a key
+may stand in the header only once, and the header begins with `{`.
+
+The values are read with plain reads. A mapped file would count as memory of this process, page by page, beside the
+arrays that are filled from it.
+
+Source: the format's description, in the README of the safetensors library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tfgptj import limits
+from tfgptj.checkpoints.files import replaced_file
+from tfgptj.checkpoints.tensors import BLOCK_ROWS, TensorSpec, aligned_empty
+from tfgptj.errors import CheckpointError, CheckpointFormatError
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    code: np.dtype(kind)
+    for code, kind in {
+        "BOOL": np.bool_,
+        **{"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64},
+        **{"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64},
+        **{"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64, "C64": np.complex64},
+        **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu},
+    }.items()
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+_LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+_ENTRY_FIELDS = {"dtype", "shape", "data_offsets"}
+_MAX_DIMENSIONS = 64  # NumPy's own limit
+_MAX_BYTES = 2**63 - 1
+
+# What is often saved under the name of a weight file, by its first bytes.
+_IMPOSTORS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights: fetch them with `git lfs pull`"),
+    (b"<", "a web page or XML, not weights: an error page was saved when downloading; download the file again"),
+    (b"PK\x03\x04", "a ZIP archive, such as PyTorch's .bin files, under a wrong name"),
+    (b"\x89HDF", "an HDF5 file under a wrong name"),
+    (b"\x80", "a Python pickle, which is never read: it could run code"),
+)
+
+
+class SafetensorsFile:
+    """One safetensors file, open for reading, by several threads if need be.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointFormatError: if the file is damaged or no safetensors file, saying what is wrong with it.
+        CheckpointError: if the file cannot be opened or read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file = _open_regular_file(self.path)
+        self._lock = threading.Lock()  # for the file's position, which several readers share
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        self._file.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors."""
+        return tuple(self._specs)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Free text that the writer left in the file."""
+        return self._metadata
+
+    def spec(self, name: str) -> TensorSpec:
+        """Shape and dtype of a tensor.
+
+        Raises:
+            CheckpointError: if the file has no tensor of that name.
+        """
+        if name not in self._specs:
+            raise CheckpointError(f"{self.path}: holds no tensor {name!r}")
+        return self._specs[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of a tensor, in an array of their own.
+
+        Raises:
+            CheckpointError: if the file has no tensor of that name, is closed, or cannot be read.
+        """
+        spec = self.spec(name)
+        array = aligned_empty(spec.shape, spec.dtype)
+        self._read_bytes(self._starts[name], _bytes_of(array), f"tensor {name!r}")
+        return array
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """The values of a tensor, some rows at a time; each block is overwritten by the next.
+
+        Raises:
+            CheckpointError: as for :meth:`read`.
+        """
+        spec, start = self.spec(name), self._starts[name]
+        count, row_shape = (spec.shape[0], spec.shape[1:]) if spec.shape else (1, ())
+        buffer = np.empty((min(BLOCK_ROWS, count), *row_shape), spec.dtype)
+        for row in range(0, count, BLOCK_ROWS):
+            block = buffer[: count - row]
+            self._read_bytes(start, _bytes_of(block), f"tensor {name!r}")
+            start += block.nbytes
+            yield block
+
+    def _read_bytes(self, start: int, out: memoryview, what: str) -> None:
+        done = 0
+        try:
+            with self._lock:
+                self._file.seek(start)
+                while done < len(out) and (count := self._file.readinto(out[done:])):
+                    done += count
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {what} could not be read: {error.strerror}") from error
+        except ValueError:  # what Python says of a closed file
+            raise CheckpointError(f"{self.path}: {what} was asked for after the file was closed") from None
+        if done < len(out):
+            raise CheckpointFormatError(
+                f"{self.path}: cut short while being read: {what} ends {len(out) - done:,} bytes early"
+            )
+
+    def _read_header(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        text = bytearray(self._header_length(size))
+        self._read_bytes(_LENGTH_BYTES, memoryview(text), "the header")
+        fields = _parse_json(self.path, bytes(text))
+        self._metadata = _parse_metadata(self.path, fields.pop(_METADATA, {}))
+        entries = {name: _parse_entry(f"{self.path}: tensor {name!r:.200}", name, fields[name]) for name in fields}
+        data = _LENGTH_BYTES + len(text)  # where the values begin
+        expected = data + _check_ranges(self.path, entries)
+        if expected != size:
+            fault = "cut short" if expected > size else "has bytes after the last tensor"
+            raise CheckpointFormatError(f"{self.path}: {fault}: {expected:,} bytes expected, {size:,} found")
+        self._specs = {name: spec for name, (spec, _, _) in entries.items()}
+        self._starts = {name: data + start for name, (_, start, _) in entries.items()}
+
+    def _header_length(self, size: int) -> int:
+        if size == 0:
+            raise CheckpointFormatError(f"{self.path}: the file is empty")
+        prefix = bytearray(min(size, 32))
+        self._read_bytes(0, memoryview(prefix), "the header")
+        for magic, description in _IMPOSTORS:
+            if prefix.startswith(magic) and prefix[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
+                raise CheckpointFormatError(f"{self.path}: {description}")
+        length = int.from_bytes(prefix[:_LENGTH_BYTES], "little")
+        if size < _LENGTH_BYTES or not 2 <= length <= limits.MAX_SAFETENSORS_HEADER:
+            raise CheckpointFormatError(
+                f"{self.path}: not a safetensors file: its header's length is {length:,}, "
+                f"not between 2 and {limits.MAX_SAFETENSORS_HEADER:,}"
+            )
+        if _LENGTH_BYTES + length > size:
+            raise CheckpointFormatError(
+                f"{self.path}: cut short: the header takes {_LENGTH_BYTES + length:,} bytes, the file has {size:,}"
+            )
+        return length
+
+
+def _open_regular_file(path: Path) -> FileIO:
+    try:
+        # Looked at before it is opened: to open a pipe would wait for its writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise CheckpointFormatError(f"{path}: is {kind}, expected a safetensors file")
+        return FileIO(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except CheckpointFormatError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+
+
+def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise CheckpointFormatError(f"{path}: not a safetensors file: its header begins with {text[:8]!r}, not with {{")
+    try:
+        # What begins with a brace and is valid is an object.
+        fields: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        return fields
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
+        raise CheckpointFormatError(f"{path}: the header is not valid JSON: {str(error)[:200]}") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {repeated!r:.80} comes twice")
+    return fields
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _parse_metadata(path: Path, metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointFormatError(f"{path}: {_METADATA} must map text to text, got {metadata!r:.80}")
+    return metadata
+
+
+def _parse_entry(where: str, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+    """Spec, start and stop of a tensor; the bytes between agree with shape and dtype."""
+    if not isinstance(entry, dict) or not _ENTRY_FIELDS.issubset(entry):
+        raise CheckpointFormatError(f"{where}: expected dtype, shape and data_offsets, got {entry!r:.80}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointFormatError(f"{where}: unknown dtype {dtype!r:.80}; known are {', '.join(DTYPES)}")
+    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise CheckpointFormatError(f"{where}: the shape must be a list of sizes, got {shape!r:.80}")
+    if math.prod(max(size, 1) for size in shape) * DTYPES[dtype].itemsize > _MAX_BYTES:
+        raise CheckpointFormatError(f"{where}: the sizes {shape!r:.80} are too large for any array")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointFormatError(f"{where}: data_offsets must be a start and a stop, got {offsets!r:.80}")
+    spec = TensorSpec(name, tuple(shape), DTYPES[dtype])
+    if spec.nbytes != offsets[1] - offsets[0]:
+        raise CheckpointFormatError(
+            f"{where}: {_describe(spec)} takes {spec.nbytes:,} bytes, but data_offsets span {offsets[1] - offsets[0]:,}"
+        )
+    return spec, offsets[0], offsets[1]
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _MAX_BYTES for value in values)
+
+
+def _check_ranges(path: Path, entries: dict[str, tuple[TensorSpec, int, int]]) -> int:
+    """The end of the last tensor, after a check that each begins where the one before it ends."""
+    end = 0
+    for name, (_, start, stop) in sorted(entries.items(), key=lambda item: item[1][1:]):
+        if start != end:
+            fault = "overlaps the tensor before it" if start < end else "leaves a hole after the tensor before it"
+            raise CheckpointFormatError(f"{path}: tensor {name!r:.200}: {fault}: starts at {start:,}, expected {end:,}")
+        end = stop
+    return end
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{spec.dtype.name} {list(spec.shape)}"
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """A contiguous array's memory. NumPy lends out that of a bfloat16 array only under another dtype."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    specs: Sequence[TensorSpec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file, holding one tensor at a time; an old file of that name is replaced in one step.
+
+    Args:
+        path: the file.
+        specs: name, shape and dtype of every tensor, in the order in which they come.
+        tensors: names and values.
+        metadata: free text for the header; None says that names and layout are PyTorch's.
+
+    Raises:
+        CheckpointError: if the tensors are not those that `specs` announce.
+        OSError: if the file cannot be written.
+    """
+    header = _header_bytes(path, specs, {"format": "pt"} if metadata is None else metadata)
+    arrays = iter(tensors)
+    with replaced_file(path) as file:
+        file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+        for spec in specs:
+            name, array = next(arrays, (None, None))
+            if array is None or (name, array.shape, array.dtype) != spec:
+                found = "nothing" if array is None else f"{name!r}, {array.dtype.name} {list(array.shape)}"
+                raise CheckpointError(f"{path}: expected tensor {spec.name!r}, {_describe(spec)}, got {found}")
+            file.write(_bytes_of(np.ascontiguousarray(array)))
+        if next(arrays, None) is not None:
+            raise CheckpointError(f"{path}: got more tensors than the {len(specs):,} that were announced")
+
+
+def _header_bytes(path: str | os.PathLike[str], specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    fields: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    start = 0
+    for spec in specs:
+        if spec.dtype not in _CODES:
+            raise CheckpointError(f"{path}: tensor {spec.name!r}: safetensors has no dtype {spec.dtype.name}")
+        if spec.name in fields or spec.name == _METADATA:
+            raise CheckpointError(f"{path}: the name {spec.name!r} is taken")
+        offsets = [start, start + spec.nbytes]
+        fields[spec.name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
+        start = offsets[1]
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    # Spaces up to a multiple of 8, so that the values of every dtype lie aligned in a mapped file.
+    return text.ljust(math.ceil(len(text) / _LENGTH_BYTES) * _LENGTH_BYTES)

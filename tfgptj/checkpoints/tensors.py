@@ -1,0 +1,103 @@
+"""What all weight files have in common: named tensors, each known by shape and dtype before its values are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from tfgptj.errors import CheckpointError
+
+# The dtypes that weights may be stored in; anything else in a checkpoint is not a weight of a GPT-J.
+FLOAT_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float64": np.dtype(np.float64),
+}
+
+# Rows of a matrix that are read, converted and transposed at a time: few enough to stay in the processor's caches
+# between these steps, and enough to fill whole cache lines of the transpose. 32 or 128 rows take a third longer.
+BLOCK_ROWS = 64
+
+# Where TensorFlow wants tensors to begin; others it copies.
+_ALIGNMENT = 64
+
+
+class TensorSpec(NamedTuple):
+    """Name, shape and dtype of a stored tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """Number of elements; Python's integers do not overflow."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values take."""
+        return self.size * self.dtype.itemsize
+
+
+class TensorFile(Protocol):
+    """A weight file, or several that together hold one checkpoint. Tensors are read when asked for, not before."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Free text that the writer left in the file."""
+
+    def spec(self, name: str) -> TensorSpec:
+        """Shape and dtype of a tensor, without reading its values."""
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of a tensor, in an array of their own."""
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """The values of a tensor, some rows at a time; each block is overwritten by the next."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An uninitialised array that a TensorFlow tensor can take over as it is, without a copy."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def assemble(
+    blocks: Iterable[np.ndarray], spec: TensorSpec, dtype: np.dtype[Any], *, transpose: bool = False
+) -> np.ndarray:
+    """Put the rows of a tensor together, in another dtype and transposed if need be.
+
+    Args:
+        blocks: the values, some rows at a time.
+        spec: name, shape and dtype of the tensor.
+        dtype: the dtype wanted.
+        transpose: whether the tensor's two dimensions are to be swapped.
+
+    Raises:
+        CheckpointError: if a value is too large for `dtype`.
+    """
+    result = aligned_empty(spec.shape[::-1] if transpose else spec.shape, dtype)
+    rows, done = (result.T if transpose else result), 0
+    try:
+        with np.errstate(over="raise", invalid="ignore"):
+            for block in blocks:
+                rows[done : done + len(block)] = block.astype(dtype, copy=False)
+                done += len(block)
+    except FloatingPointError:
+        raise CheckpointError(f"tensor {spec.name}: holds values too large for {dtype.name}; use a wider one") from None
+    return result
