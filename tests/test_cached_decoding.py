@@ -48,9 +48,7 @@ def forced(model: Any, ids: np.ndarray, mask: np.ndarray, continuation: np.ndarr
     prefill = Compiled(model, loop.prefill, jit)
     forward = Compiled(model, lambda model, static, state: loop.forward(model, state), jit)
     tokens = ops.zeros((len(ids), STEPS + 1), dtype="int32")
-    state = prefill(
-        loop.Sampler(), ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), tokens, controls(len(ids))
-    )
+    state = prefill(loop.Sampler(), ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), tokens, controls(len(ids)))
     logits = []
     for step in range(STEPS):
         given = ops.convert_to_tensor(continuation[:, step : step + 1])

@@ -63,7 +63,9 @@ def test_same_seed_same_tokens(model: TFGPTJForCausalLM) -> None:
 
 def test_steps_draw_different_numbers() -> None:
     keras.utils.set_random_seed(0)
-    flat = TFGPTJForCausalLM(GPTJConfig(vocab_size=61, n_embd=8, n_layer=1, n_head=1, rotary_dim=4, initializer_range=0))
+    flat = TFGPTJForCausalLM(
+        GPTJConfig(vocab_size=61, n_embd=8, n_layer=1, n_head=1, rotary_dim=4, initializer_range=0)
+    )
     rows = flat.generate([[1], [1]], do_sample=True, top_k=0, max_new_tokens=40, seed=5, eos_token_id=None)[:, 1:]
     assert len(np.unique(rows[0])) > 20  # uniform logits: 40 draws of 61 tokens
     assert (rows[0] != rows[1]).any()
@@ -155,7 +157,10 @@ def test_one_trace_serves_every_length_and_batch() -> None:
     model = TFGPTJForCausalLM(GPTJConfig(vocab_size=61, n_embd=8, n_layer=1, n_head=1, rotary_dim=4))
     for length in range(1, 50):
         model.generate(np.ones((1 + length % 3, length), int), max_new_tokens=1 + length % 4)
-    assert {key[0]: program.traces for key, program in model._generation_programs.items()} == {"prefill": 1, "decode": 1}
+    assert {key[0]: program.traces for key, program in model._generation_programs.items()} == {
+        "prefill": 1,
+        "decode": 1,
+    }
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="XLA is a choice on TensorFlow only")

@@ -110,7 +110,9 @@ def test_language_model_needs_no_labels() -> None:
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     masked = np.where(mask == 1, IDS, -100)
     alone = model.evaluate({"input_ids": IDS, "attention_mask": mask}, verbose=0)
-    assert alone == pytest.approx(model.evaluate({"input_ids": IDS, "attention_mask": mask}, masked, verbose=0), rel=1e-6)
+    assert alone == pytest.approx(
+        model.evaluate({"input_ids": IDS, "attention_mask": mask}, masked, verbose=0), rel=1e-6
+    )
     assert model.evaluate(IDS, verbose=0) == pytest.approx(model.evaluate(IDS, IDS, verbose=0), rel=1e-6)
 
 
@@ -230,7 +232,7 @@ def test_it_composes_with_other_keras_layers() -> None:
     transformer = TFGPTJModel(config())
     pooled = keras.layers.GlobalAveragePooling1D()(transformer.output)
     model = keras.Model(transformer.input, keras.layers.Dense(3)(pooled))
-    absent = {name: None for name in transformer.input}
+    absent = dict.fromkeys(transformer.input)
     assert model({**absent, "input_ids": IDS}).shape == (2, 3)
 
 

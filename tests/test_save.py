@@ -201,7 +201,9 @@ def test_one_kind_replaces_the_other_and_nothing_else(tmp_path: Path, model: Any
         assert_loaded(TFGPTJForCausalLM.from_pretrained(tmp_path), loaded_tensors(saved))
         with Checkpoint(tmp_path) as checkpoint:
             shards = checkpoint.shards
-        assert names_in(tmp_path) == sorted({"vocab.json", "config.json", *shards, INDEX if options else WHOLE})
+        assert names_in(tmp_path) == sorted(
+            {"vocab.json", "config.json", "generation_config.json", *shards, INDEX if options else WHOLE}
+        )
 
 
 def test_saving_over_the_files_that_a_model_came_from(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def activation_layer(name: str, dtype: Any = None) -> keras.layers.Layer:
     Raises:
         ConfigError: if the name is unknown.
 
-    >>> float(activation_layer("relu2")(-3.0)), float(activation_layer("relu2")(3.0))
-    (0.0, 9.0)
+    >>> ops.convert_to_numpy(activation_layer("relu2")(ops.array([-3.0, 3.0]))).tolist()
+    [0.0, 9.0]
     """
     if name == "prelu":
         return ParametricReLU(dtype=dtype, name="act")

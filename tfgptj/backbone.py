@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import keras
 from keras import ops
 
 from tfgptj.attention import Cache, ConfiguredLayer
+from tfgptj.base import GPTJBase
 from tfgptj.block import ParallelBlock
 from tfgptj.config import GPTJConfig
-from tfgptj.inputs import INPUTS, IDS, check_arrays, complete_inputs, split_labels
-from tfgptj.resizing import resize_token_embeddings
+from tfgptj.inputs import IDS
 from tfgptj.rotary import RotaryEmbedding
 
 
@@ -73,88 +72,6 @@ class CausalContext(keras.layers.Layer):
         return (steps[None] if positions is None else positions), mask
 
 
-class GPTJBase(keras.Model):
-    """What all model classes share: checked inputs, configuration, loading and saving.
-
-    Models are called with a dict of inputs, with the `input_ids` alone, or with inputs by keyword.
-    """
-
-    config: GPTJConfig
-
-    def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        named = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
-        if named:
-            inputs = {**named, **({} if inputs is None else {"input_ids": inputs})}
-        return super().__call__(complete_inputs(inputs, self.config), *args, **kwargs)
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Any:
-        # Keras's JAX trainer comes here past __call__, with what fit() was given.
-        return super().call(split_labels(inputs)[0], training=training, mask=mask, **kwargs)
-
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return super().fit(check_arrays(x, self.config), *args, **kwargs)
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return super().evaluate(check_arrays(x, self.config), *args, **kwargs)
-
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().predict(check_arrays(x, self.config), *args, **kwargs)
-
-    def export(
-        self,
-        filepath: str | os.PathLike[str],
-        format: str = "tf_saved_model",
-        verbose: bool | None = None,
-        input_signature: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keras's `model.export`, with two differences.
-
-        The default signature takes `input_ids` and `attention_mask`, int32 [B, T] each, not all optional inputs. And a
-        SavedModel written on TensorFlow holds every weight once; Keras 3.15 writes them twice.
-        """
-        if input_signature is None:
-            names = ("input_ids", "attention_mask")
-            input_signature = [{n: keras.InputSpec(dtype="int32", shape=(None, None), name=n) for n in names}]
-        if format != "tf_saved_model" or keras.backend.backend() != "tensorflow":
-            super().export(filepath, format, verbose, input_signature=input_signature, **kwargs)
-            return
-        archive = keras.export.ExportArchive()
-        # `archive.track(self)` is what doubles the weights: the endpoint finds its variables without it.
-        archive.add_endpoint("serve", lambda inputs: self(inputs, training=False), input_signature, **kwargs)
-        archive.write_out(str(filepath), verbose=verbose is not False)
-
-    def num_parameters(self) -> int:
-        """Number of weights."""
-        return self.count_params()
-
-    def resize_token_embeddings(self, size: int) -> keras.layers.Embedding:
-        """Change the vocabulary size in place: see :func:`tfgptj.resizing.resize_token_embeddings`."""
-        return resize_token_embeddings(self, size)
-
-    def get_config(self) -> dict[str, Any]:
-        policy = keras.dtype_policies.serialize(self.dtype_policy)
-        return {"config": self.config.to_dict(), "dtype": policy, "name": self.name, "trainable": self.trainable}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GPTJBase:
-        fields = dict(config)
-        return cls(GPTJConfig.from_dict(fields.pop("config")), **fields)
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
-        """Load a model with its weights: see :func:`tfgptj.checkpoints.load.from_pretrained`."""
-        from tfgptj.checkpoints.load import from_pretrained
-
-        return from_pretrained(cls, name_or_path, **options)
-
-    def save_pretrained(self, directory: str | os.PathLike[str], **options: Any) -> None:
-        """Save configuration and weights: see :func:`tfgptj.checkpoints.save.save_pretrained`."""
-        from tfgptj.checkpoints.save import save_pretrained
-
-        save_pretrained(self, directory, **options)
-
-
 @keras.saving.register_keras_serializable(package="tfgptj")
 class TFGPTJModel(GPTJBase):
     """GPT-J without a head.
@@ -211,8 +128,11 @@ class TFGPTJModel(GPTJBase):
         x = ln_f(x)
         hidden_states.append(x)
 
-        super().__init__(inputs=inputs, outputs=with_extras(config, last_hidden_state=x, hidden_states=hidden_states,
-                                                            attentions=attentions), **kwargs)
+        super().__init__(
+            inputs=inputs,
+            outputs=with_extras(config, last_hidden_state=x, hidden_states=hidden_states, attentions=attentions),
+            **kwargs,
+        )
         self.config = config
         self.dtype_policy = policy
         self.embedding, self.rotary, self.blocks, self.ln_f = embedding, rotary, blocks, ln_f

@@ -1,12 +1,12 @@
 """ParallelBlock: one layer of GPT-J, attention and feed-forward side by side.
 
-           x ──────────────────────┐
-           │                       │
-          ln_1                     │
-         ┌─┴──────────┐            │
-    attention    feed-forward      │        x + attention(ln_1(x)) + feed_forward(ln_1(x))
-         └─────(+)────┘            │
-                └───────(+)────────┘
+       x ──────────────────────┐
+       │                       │
+      ln_1                     │
+     ┌─┴──────────┐            │
+attention    feed-forward      │        x + attention(ln_1(x)) + feed_forward(ln_1(x))
+     └─────(+)────┘            │
+            └───────(+)────────┘
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -41,7 +42,7 @@ class GPTJConfig:
         n_embd: int, width of the model (D); divisible by `n_head`.
         n_layer: int, number of blocks (L).
         n_head: int, attention heads (N); each is H = D / N wide.
-        rotary_dim: int or None, leading dimensions of each head that are rotated (R, even); None rotates the whole head.
+        rotary_dim: int or None, leading dimensions of each head that are rotated (R, even); None rotates all of them.
         n_inner: int or None, width of the feed-forward layer (F); None means 4 D.
         activation_function: str, one of Hugging Face's activation names.
         resid_pdrop: float, dropout after the attention's output projection and after the feed-forward layer.
@@ -78,6 +79,7 @@ class GPTJConfig:
 
     def __init__(
         self,
+        /,
         vocab_size: int = 50400,
         n_positions: int = 2048,
         n_embd: int = 4096,
@@ -128,11 +130,13 @@ class GPTJConfig:
             try:
                 self.id2label = {int(i): str(label) for i, label in id2label.items()}
             except (AttributeError, TypeError, ValueError):
-                raise ConfigError(f"id2label must map ids to labels, got {id2label!r}") from None
+                raise ConfigError(f"id2label must map ids to labels, got {_shown(id2label)}") from None
             if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
                 raise ConfigError(f"id2label must have the ids 0, 1, 2, …, got {sorted(self.id2label)}")
             if num_labels is not None and num_labels != len(self.id2label):
                 raise ConfigError(f"num_labels is {num_labels}, but id2label names {len(self.id2label)} labels")
+        if label2id is not None and not isinstance(label2id, dict):
+            raise ConfigError(f"label2id must map labels to ids, got {_shown(label2id)}")
         self.label2id = label2id or {label: i for i, label in self.id2label.items()}
 
     # Unknown fields of config.json and Hugging Face's generic names read like ordinary attributes.
@@ -140,7 +144,7 @@ class GPTJConfig:
         if name in ALIASES:
             return getattr(self, ALIASES[name])
         extra = self.__dict__.get("_extra", {})
-        if name in extra:
+        if name in extra and not name.startswith("__"):  # Python's own protocols ask for such names
             return extra[name]
         raise AttributeError(f"GPTJConfig has no field {name!r}")
 
@@ -230,13 +234,16 @@ class GPTJConfig:
         _check_number("initializer_range", self.initializer_range, 0.0, 1e6)
         self._check_tokens()
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise ConfigError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}")
+            raise ConfigError(
+                f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}"
+            )
         for name in ("use_cache", "tie_word_embeddings", "output_hidden_states", "output_attentions"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.num_parameters() > limits.MAX_PARAMETERS:
             raise ConfigError(
-                f"this configuration has {self.num_parameters():,} parameters; at most {limits.MAX_PARAMETERS:,} are allowed"
+                f"this configuration has {self.num_parameters():,} parameters; "
+                f"at most {limits.MAX_PARAMETERS:,} are allowed"
             )
 
     def _check_rotary(self) -> None:
@@ -264,6 +271,7 @@ class GPTJConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **overrides: Any) -> GPTJConfig:
         """A configuration from the fields of a `config.json`, with some of them replaced."""
+        fields, overrides = ({ALIASES.get(name, name): value for name, value in d.items()} for d in (fields, overrides))
         fields = {**fields, **overrides}
         if "num_labels" in overrides:
             fields.pop("id2label", None)
@@ -319,7 +327,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.stat().st_size > limits.MAX_JSON_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes; at most {limits.MAX_JSON_BYTES:,} are allowed")
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        content = json.loads(
+            path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON: {str(error)[:200]}") from None
     if not isinstance(content, dict):
@@ -335,17 +345,30 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _finite(text: str) -> float:
+    if math.isinf(float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return float(text)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be an integer, got {value!r}")
+        raise ConfigError(f"{name} must be an integer, got {_shown(value)}")
     if not low <= value <= high:
-        raise ConfigError(f"{name} must be between {low:,} and {high:,}, got {value:,}")
+        raise ConfigError(f"{name} must be between {low:,} and {high:,}, got {_shown(value)}")
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ConfigError(f"{name} must be a number between {low:g} and {high:g}, got {value!r}")
+        raise ConfigError(f"{name} must be a number between {low:g} and {high:g}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value from a file as a message can hold it: whatever it is, it stays short."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "a far larger number" if value > 0 else "a far smaller number"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value!r:.200}"

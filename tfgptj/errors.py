@@ -34,6 +34,10 @@ class CheckpointFormatError(CheckpointError, ValueError):
     """A checkpoint file is damaged, or is not what its place or name promises."""
 
 
+class UnsafeCheckpointError(CheckpointError, ValueError):
+    """A checkpoint file asks for code to be run, which is never done."""
+
+
 class CheckpointMismatchError(CheckpointError, ValueError):
     """A checkpoint is sound, but its tensors are not those that the configuration calls for."""
 

@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from tfgptj.attention import ConfiguredLayer
-from tfgptj.backbone import GPTJBase, TFGPTJModel, with_extras
+from tfgptj.backbone import TFGPTJModel, with_extras
+from tfgptj.base import GPTJBase
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import ConfigError, InputError
 from tfgptj.inputs import split_labels
@@ -123,7 +124,7 @@ class TFGPTJForCausalLM(GPTJHead):
     >>> model([[1, 2, 3]]).shape
     TensorShape([1, 3, 50])
     >>> model.compile("adam")
-    >>> history = model.fit([[1, 2, 3]], verbose=0)
+    >>> history = model.fit(ops.array([[1, 2, 3]]), verbose=0)
     """
 
     def __init__(self, config: GPTJConfig, dtype: Any = None, **kwargs: Any) -> None:
@@ -143,7 +144,9 @@ class TFGPTJForCausalLM(GPTJHead):
             return inputs["input_ids"]
         return ops.where(inputs["attention_mask"] != 0, inputs["input_ids"], IGNORE_INDEX)
 
-    def generate(self, input_ids: Any = None, attention_mask: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+    def generate(
+        self, input_ids: Any = None, attention_mask: Any = None, generation_config: Any = None, **kwargs: Any
+    ) -> Any:
         """Continue token ids: see :func:`tfgptj.generation.generate.generate`."""
         from tfgptj.generation.generate import generate
 

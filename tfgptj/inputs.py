@@ -73,17 +73,16 @@ def check_arrays(x: Any, config: GPTJConfig) -> Any:
     """
     arrays = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
     if all(value is None or isinstance(value, np.ndarray) or ops.is_tensor(value) for value in arrays.values()):
-        if any(value is not None for value in arrays.values()):
-            complete_inputs(x, config)
+        complete_inputs(x, config)
     return x
 
 
 def concrete(x: Any) -> np.ndarray | None:
     """The values of a tensor or array, or None while it is symbolic."""
-    if not ops.is_tensor(x):
-        return np.asarray(x)
     if isinstance(x, keras.KerasTensor):
         return None
+    if not ops.is_tensor(x):
+        return np.asarray(x)
     try:
         return ops.convert_to_numpy(x)
     except (NotImplementedError, TypeError):  # a TensorFlow graph tensor, a JAX tracer
@@ -98,12 +97,18 @@ def _check_tensor(name: str, x: Any, config: GPTJConfig) -> Any:
             raise InputError(f"{name} has rows of differing lengths: pad them, and give an attention_mask") from None
     if not (isinstance(x, (np.ndarray, np.generic)) or ops.is_tensor(x) or isinstance(x, keras.KerasTensor)):
         raise InputTypeError(f"{name} must be an array or a tensor, got {type(x).__name__}")
+    if hasattr(x, "row_splits"):  # TensorFlow's ragged tensors
+        raise InputError(f"{name} has rows of differing lengths: pad them, and give an attention_mask")
+    if isinstance(x, np.ndarray) and x.size == 0:
+        raise InputError(f"{name} is empty: shape {x.shape}; give at least one row of one token")
     if name == "inputs_embeds":
         return _check_embeddings(x, config)
-    dtype = keras.backend.standardize_dtype(x.dtype) if str(x.dtype) != "object" else "object"
+    dtype = x.dtype.name if isinstance(x, (np.ndarray, np.generic)) else keras.backend.standardize_dtype(x.dtype)
     if not (dtype.startswith(("int", "uint")) or (dtype == "bool" and name == "attention_mask")):
         hint = "integers (or booleans)" if name == "attention_mask" else "integers"
         raise InputTypeError(f"{name} must hold {hint}, got dtype {dtype}")
+    if getattr(x.shape, "rank", 0) is None:
+        raise InputError(f"{name} must have the shape [B, T], got a tensor of unknown rank")
     shape = _static_shape(x)
     if len(shape) != 2:
         raise InputError(f"{name} must have the shape [B, T], got {shape}; a single row is input_ids[None]")

@@ -23,3 +23,13 @@ MAX_JSON_BYTES = 64 * 2**20
 
 # safetensors' own limit on its header: 100 MB, about 500,000 tensors.
 MAX_SAFETENSORS_HEADER = 100_000_000
+
+# PyTorch's pickle spends about 25 opcodes and 150 bytes on a tensor, GPT-J-6B's 342 tensors 9,000 and 50 kB; the 14,000
+# of 1024 layers come to 350,000 and 2.1 MB. An opcode makes at most one object of some 80 bytes (an empty dict and the
+# reference to it), and text takes up to four times its bytes: together at most 42 + 32 MiB while a pickle is read.
+MAX_PICKLE_OPCODES = 2**19
+MAX_PICKLE_BYTES = 8 * 2**20
+
+# PyTorch's ZIP files have a member for each tensor and five or six more; their directory takes about 80 bytes for each.
+MAX_ZIP_MEMBERS = 2**16
+MAX_ZIP_DIRECTORY = MAX_ZIP_MEMBERS * 256  # bytes: 16 MiB

@@ -31,8 +31,8 @@ def causal_lm_loss(labels: Any, logits: Any, sample_weight: Any = None) -> Any:
     1.3863
     """
     if sample_weight is not None:
-        sample_weight = ops.convert_to_tensor(sample_weight)
-        sample_weight = sample_weight[:, None] if len(sample_weight.shape) == 1 else sample_weight[:, 1:]  # [B, 1 or T-1]
+        sample_weight = ops.reshape(sample_weight, (ops.shape(labels)[0], -1))  # [B, 1 or T]; fit() may forget its rank
+        sample_weight = ops.broadcast_to(sample_weight, ops.shape(labels))[:, 1:]  # [B, T - 1]
     return cross_entropy(labels[:, 1:], logits[:, :-1], sample_weight)
 
 
@@ -60,10 +60,10 @@ def classification_loss(labels: Any, logits: Any, problem_type: str | None = Non
     """The classifier's loss: squared error, cross-entropy, or binary cross-entropy per label.
 
     Args:
-        labels: float [B] or [B, C] for regression, int [B] for single-label, float or int [B, C] for multi-label.
+        labels: float [B] or [B, C] for regression, int [B] for single-label, float [B, C] for multi-label.
         logits: float [B, C].
         problem_type: one of :data:`tfgptj.config.PROBLEM_TYPES`; None infers it: one output means regression, several
-            with integer labels [B] single-label, all else multi-label.
+            with integer labels single-label, with floats multi-label.
         sample_weight: float [B], or None.
 
     Returns:
@@ -74,11 +74,8 @@ def classification_loss(labels: Any, logits: Any, problem_type: str | None = Non
     if problem_type == "single_label_classification":
         return cross_entropy(ops.reshape(labels, (-1,)), logits, sample_weight)
     labels = ops.reshape(ops.cast(labels, "float32"), ops.shape(logits))
-    if problem_type == "regression":
-        losses = ops.square(logits - labels)  # [B, C]
-    else:  # log(1 + exp(x)) - x y: binary cross-entropy from logits
-        losses = ops.softplus(logits) - logits * labels
-    losses = ops.mean(losses, axis=-1)  # [B]
+    binary = ops.softplus(logits) - logits * labels  # cross-entropy of independent labels, from logits
+    losses = ops.mean(ops.square(logits - labels) if problem_type == "regression" else binary, axis=-1)  # [B]
     return ops.mean(losses if sample_weight is None else losses * ops.cast(sample_weight, "float32"))
 
 
@@ -103,7 +100,7 @@ def question_answering_loss(positions: Any, logits: dict[str, Any], sample_weigh
         float32 scalar.
 
     Raises:
-        InputError: if the positions are neither.
+        InputError, InputTypeError: if the positions are neither.
     """
     if isinstance(positions, dict):
         missing = [name for name in ("start_positions", "end_positions") if name not in positions]

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/decode.py CHECKPOINT --reference PYTHON [--rounds 5] [--peers tfgptj hf_tf_xla ...]
 
-CHECKPOINT is a directory with `config.json` and `model.safetensors`, such as `load.py` writes. PYTHON is the interpreter
-of the reference environment described in tests/fixtures/make_goldens.py. Every peer loads the model in a process of its
-own and then waits; a round asks each in turn, so that all meet the same neighbours on the machine. A round also measures
-the bandwidth of a float32 matrix-vector product, which is what decoding cannot be faster than.
+CHECKPOINT is a directory with `config.json` and `model.safetensors`, such as `load.py` writes. PYTHON is the
+interpreter of the reference environment described in tests/fixtures/make_goldens.py. Every peer loads the model in a
+process of its own and then waits; a round asks each in turn, so that all meet the same neighbours on the machine. A
+round also measures the bandwidth of a float32 matrix-vector product, which is what decoding cannot be faster than.
 """
 
 from __future__ import annotations

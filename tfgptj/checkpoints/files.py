@@ -39,7 +39,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def json_bytes(fields: dict[str, Any]) -> bytes:
     """A JSON file in Hugging Face's form: indented, sorted, with a newline at its end."""
-    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
+    return (json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: str | os.PathLike[str], fields: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from tfgptj.checkpoints.sources import Checkpoint, fingerprint
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, assemble
 from tfgptj.config import ALIASES, GPTJConfig
 from tfgptj.errors import CheckpointError, CheckpointMismatchError, ConfigError, TFGPTJError
+from tfgptj.generation.config import GenerationConfig
 
 # A hostile file may have 500,000 unexpected tensors; a real one differs in a few, or in all of its layers.
 _LISTED_DIFFERENCES = 1000
@@ -101,6 +102,9 @@ def from_pretrained(
         entries = [entry for entry, _ in match.stored]
         model, variables = _build_without_values(lambda: cls(config, dtype=policy), entries)
         _fill(checkpoint, list(zip(variables, match.stored, strict=True)))
+        parameters = checkpoint.companion("generation_config.json")
+        if head == "causal_lm" and parameters.is_file():
+            model.generation_config = GenerationConfig.from_json_file(parameters)
     for names, reason in ((match.absent, "not in the checkpoint"), (match.resized, "of other shapes there")):
         if names:
             warnings.warn(

@@ -4,9 +4,6 @@ A file is the length of its header (8 bytes, little-endian), the header (JSON: n
 values, tensor after tensor without holes. Where the format's text and its library differ, the text is followed: a key
 may stand in the header only once, and the header begins with `{`.
 
-The values are read with plain reads. A mapped file would count as memory of this process, page by page, beside the
-arrays that are filled from it.
-
 Source: the format's description, in the README of the safetensors library.
 """
 
@@ -15,13 +12,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +22,7 @@ import numpy as np
 
 from tfgptj import limits
 from tfgptj.checkpoints.files import replaced_file
+from tfgptj.checkpoints.raw_file import IMPOSTORS, RawFile, bytes_of
 from tfgptj.checkpoints.tensors import BLOCK_ROWS, TensorSpec, aligned_empty
 from tfgptj.errors import CheckpointError, CheckpointFormatError
 
@@ -50,17 +44,8 @@ _ENTRY_FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_DIMENSIONS = 64  # NumPy's own limit
 _MAX_BYTES = 2**63 - 1
 
-# What is often saved under the name of a weight file, by its first bytes.
-_IMPOSTORS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights: fetch them with `git lfs pull`"),
-    (b"<", "a web page or XML, not weights: an error page was saved when downloading; download the file again"),
-    (b"PK\x03\x04", "a ZIP archive, such as PyTorch's .bin files, under a wrong name"),
-    (b"\x89HDF", "an HDF5 file under a wrong name"),
-    (b"\x80", "a Python pickle, which is never read: it could run code"),
-)
 
-
-class SafetensorsFile:
+class SafetensorsFile(RawFile):
     """One safetensors file, open for reading, by several threads if need be.
 
     Args:
@@ -72,46 +57,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._file = _open_regular_file(self.path)
-        self._lock = threading.Lock()  # for the file's position, which several readers share
-        try:
-            self._read_header()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; closing twice does nothing."""
-        self._file.close()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all tensors."""
-        return tuple(self._specs)
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """Free text that the writer left in the file."""
-        return self._metadata
-
-    def spec(self, name: str) -> TensorSpec:
-        """Shape and dtype of a tensor.
-
-        Raises:
-            CheckpointError: if the file has no tensor of that name.
-        """
-        if name not in self._specs:
-            raise CheckpointError(f"{self.path}: holds no tensor {name!r}")
-        return self._specs[name]
+        super().__init__(path, "a safetensors file")
 
     def read(self, name: str) -> np.ndarray:
         """The values of a tensor, in an array of their own.
@@ -121,7 +67,7 @@ class SafetensorsFile:
         """
         spec = self.spec(name)
         array = aligned_empty(spec.shape, spec.dtype)
-        self._read_bytes(self._starts[name], _bytes_of(array), f"tensor {name!r}")
+        self._read_bytes(self._starts[name], bytes_of(array), f"tensor {name!r}")
         return array
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
@@ -135,28 +81,12 @@ class SafetensorsFile:
         buffer = np.empty((min(BLOCK_ROWS, count), *row_shape), spec.dtype)
         for row in range(0, count, BLOCK_ROWS):
             block = buffer[: count - row]
-            self._read_bytes(start, _bytes_of(block), f"tensor {name!r}")
+            self._read_bytes(start, bytes_of(block), f"tensor {name!r}")
             start += block.nbytes
             yield block
 
-    def _read_bytes(self, start: int, out: memoryview, what: str) -> None:
-        done = 0
-        try:
-            with self._lock:
-                self._file.seek(start)
-                while done < len(out) and (count := self._file.readinto(out[done:])):
-                    done += count
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: {what} could not be read: {error.strerror}") from error
-        except ValueError:  # what Python says of a closed file
-            raise CheckpointError(f"{self.path}: {what} was asked for after the file was closed") from None
-        if done < len(out):
-            raise CheckpointFormatError(
-                f"{self.path}: cut short while being read: {what} ends {len(out) - done:,} bytes early"
-            )
-
     def _read_header(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
+        size = self._size()
         text = bytearray(self._header_length(size))
         self._read_bytes(_LENGTH_BYTES, memoryview(text), "the header")
         fields = _parse_json(self.path, bytes(text))
@@ -175,7 +105,7 @@ class SafetensorsFile:
             raise CheckpointFormatError(f"{self.path}: the file is empty")
         prefix = bytearray(min(size, 32))
         self._read_bytes(0, memoryview(prefix), "the header")
-        for magic, description in _IMPOSTORS:
+        for magic, description in IMPOSTORS:
             if prefix.startswith(magic) and prefix[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
                 raise CheckpointFormatError(f"{self.path}: {description}")
         length = int.from_bytes(prefix[:_LENGTH_BYTES], "little")
@@ -189,21 +119,6 @@ class SafetensorsFile:
                 f"{self.path}: cut short: the header takes {_LENGTH_BYTES + length:,} bytes, the file has {size:,}"
             )
         return length
-
-
-def _open_regular_file(path: Path) -> FileIO:
-    try:
-        # Looked at before it is opened: to open a pipe would wait for its writer.
-        if not stat.S_ISREG(path.stat().st_mode):
-            kind = "a directory" if path.is_dir() else "no regular file"
-            raise CheckpointFormatError(f"{path}: is {kind}, expected a safetensors file")
-        return FileIO(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
-    except CheckpointFormatError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
 
 
 def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
@@ -275,11 +190,6 @@ def _describe(spec: TensorSpec) -> str:
     return f"{spec.dtype.name} {list(spec.shape)}"
 
 
-def _bytes_of(array: np.ndarray) -> memoryview:
-    """A contiguous array's memory. NumPy lends out that of a bfloat16 array only under another dtype."""
-    return array.reshape(-1).view(np.uint8).data
-
-
 def write_safetensors(
     path: str | os.PathLike[str],
     specs: Sequence[TensorSpec],
@@ -307,7 +217,7 @@ def write_safetensors(
             if array is None or (name, array.shape, array.dtype) != spec:
                 found = "nothing" if array is None else f"{name!r}, {array.dtype.name} {list(array.shape)}"
                 raise CheckpointError(f"{path}: expected tensor {spec.name!r}, {_describe(spec)}, got {found}")
-            file.write(_bytes_of(np.ascontiguousarray(array)))
+            file.write(bytes_of(np.ascontiguousarray(array)))
         if next(arrays, None) is not None:
             raise CheckpointError(f"{path}: got more tensors than the {len(specs):,} that were announced")
 

@@ -115,15 +115,15 @@ class GenerationConfig:
     {'do_sample': True, 'temperature': 1}
     """
 
-    def __init__(self, **parameters: Any) -> None:
+    def __init__(self, /, **parameters: Any) -> None:
         self._given: dict[str, Any] = {}
         self.update(**parameters)
 
-    def update(self, **parameters: Any) -> None:
+    def update(self, /, **parameters: Any) -> None:
         """Set parameters, all or none of them."""
         for name, value in parameters.items():
             _check_name(name, value)
-        given = {**self._given, **{name: value for name, value in parameters.items() if name in DEFAULTS}}
+        given = {**self._given, **{name: _plain(value) for name, value in parameters.items() if name in DEFAULTS}}
         _check_values({**DEFAULTS, **given})
         self._given = given
 
@@ -172,7 +172,8 @@ class GenerationConfig:
     def from_model_config(cls, config: GPTJConfig) -> GenerationConfig:
         """The special tokens of a model's configuration."""
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return cls(**{name: getattr(config, name) for name in names if getattr(config, name) is not None})
+        given = {name: getattr(config, name) for name in names}
+        return cls(**{name: token for name, token in given.items() if token not in (None, -1)})  # -1: no such token
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> GenerationConfig:
@@ -202,11 +203,19 @@ class GenerationConfig:
         write_json(Path(directory) / "generation_config.json", self.to_dict())
 
 
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, so that JSON can hold them."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
 def _check_name(name: str, value: Any) -> None:
     if name in DEFAULTS or name in METADATA:
         return
     if name in UNSUPPORTED:
-        if value is None or value == UNSUPPORTED[name]:
+        neutral = UNSUPPORTED[name]
+        if value is None or (isinstance(value, (bool, int, float, str)) and value == neutral):
             return
         raise GenerationError(f"{name}={value!r} is not supported by tfgptj; leave it at {UNSUPPORTED[name]!r}")
     close = difflib.get_close_matches(name, [*DEFAULTS, *UNSUPPORTED], n=1)
@@ -224,9 +233,13 @@ def _check_values(values: dict[str, Any]) -> None:
     _check_number("top_p", values["top_p"], 0.0, 1.0)
     if values["top_p"] == 0:
         raise GenerationError("top_p must be above 0, got 0: no token would be left; use do_sample=False")
+    if values["num_return_sequences"] is None:
+        raise GenerationError("num_return_sequences must be an integer, got None")
     _check_int("num_return_sequences", values["num_return_sequences"], 1, 2**16)
     eos = values["eos_token_id"]
-    for token in eos if isinstance(eos, (list, tuple)) else (eos,):
+    for token in eos if isinstance(eos, (list, tuple)) else () if eos is None else (eos,):
+        if token is None:
+            raise GenerationError("eos_token_id must be an integer, got None")
         _check_int("eos_token_id", token, 0, limits.MAX_ID)
     _check_int("bos_token_id", values["bos_token_id"], 0, limits.MAX_ID)
     _check_int("pad_token_id", values["pad_token_id"], 0, limits.MAX_ID)
@@ -235,14 +248,15 @@ def _check_values(values: dict[str, Any]) -> None:
 def _check_int(name: str, value: Any, low: int, high: int) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise GenerationError(f"{name} must be an integer, got {value!r}")
     if not low <= value <= high:
-        raise GenerationError(f"{name} must be between {low:,} and {high:,}, got {value:,}")
+        shown = f"{value:,}" if abs(value) < 10**30 else "a far larger number"
+        raise GenerationError(f"{name} must be between {low:,} and {high:,}, got {shown}")
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise GenerationError(f"{name} must be a number, got {value!r}")
     if math.isnan(value) or not low <= value <= high:
         raise GenerationError(f"{name} must be between {low:g} and {high:g}, got {value!r}")

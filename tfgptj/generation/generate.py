@@ -54,7 +54,7 @@ def generate(
         NonFiniteLogitsError: when the model produces NaN or infinite logits.
 
     >>> from tfgptj.config import GPTJConfig
-    >>> tiny = GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, bos_token_id=1, eos_token_id=None)
+    >>> tiny = GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, eos_token_id=None)
     >>> TFGPTJForCausalLM(tiny).generate([[1, 2, 3]], max_new_tokens=4).shape
     (1, 7)
     """
@@ -144,7 +144,8 @@ class Run:
     def _controls(self) -> loop.Controls:
         uniforms = np.pad(self.uniforms, ((0, 0), (0, self._room_size() - self.room)))
         return loop.Controls(
-            temperature=ops.convert_to_tensor(self.config.temperature or 1.0, dtype="float32"),
+            # In float32 a number below 1e-38 is 0.
+            temperature=ops.convert_to_tensor(max(self.config.temperature or 1.0, 1e-30), dtype="float32"),
             top_p=ops.convert_to_tensor(self.config.top_p, dtype="float32"),
             eos=ops.convert_to_tensor(np.asarray(self.config.eos_token_ids, "int32")),
             pad=ops.convert_to_tensor(self._pad_token(), dtype="int32"),
@@ -159,8 +160,7 @@ def resolve_config(
     if generation_config is not None and not isinstance(generation_config, GenerationConfig):
         raise GenerationError(f"generation_config must be a GenerationConfig, got {type(generation_config).__name__}")
     own = getattr(model, "generation_config", None)
-    checked = GenerationConfig(**parameters).to_dict()
-    merged = GenerationConfig.from_model_config(model.config).merged(own, generation_config, checked)
+    merged = GenerationConfig.from_model_config(model.config).merged(own, generation_config, parameters)
     if merged.num_return_sequences > 1 and not merged.do_sample:
         raise GenerationError("num_return_sequences > 1 needs do_sample=True: without sampling all would be the same")
     return merged

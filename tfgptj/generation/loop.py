@@ -3,8 +3,8 @@
 Both functions use `keras.ops` alone; :mod:`tfgptj.generation.compiling` wraps them for each backend.
 
 Slots of the cache: the prompt has the first P, new tokens follow, the same slot in every row. Padding inside the prompt
-keeps its slot and is masked. Positions are counted per row from its first real token, so a row's text does not depend on
-its padding or its neighbours.
+keeps its slot and is masked. Positions are counted per row from its first real token, so a row's text does not depend
+on its padding or its neighbours.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def choose(sampler: Sampler, logits: Any, state: State, controls: Controls) -> S
     """Choose each row's next token and write it down."""
     finite = ops.logical_and(state.finite, ops.all(ops.isfinite(logits)))
     if sampler.do_sample:
-        logits = processors.temperature(logits, controls.temperature)
+        # With the likeliest at 0, no temperature is so low that a logit overflows.
+        logits = processors.temperature(logits - ops.max(logits, axis=-1, keepdims=True), controls.temperature)
         if sampler.top_k:
             logits = processors.top_k(logits, sampler.top_k)
         if sampler.use_top_p:

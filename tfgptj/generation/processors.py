@@ -48,11 +48,13 @@ def draw(logits: Any, uniform: Any) -> Any:
     Returns:
         int32 [B].
     """
-    cumulative = ops.cumsum(ops.softmax(logits, axis=-1), axis=-1)  # [B, V]
-    # The last entry is 1 up to rounding; scaling by it keeps the draw inside the distribution.
-    target = uniform[:, None] * cumulative[:, -1:]
-    below = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)  # [B]
-    return ops.minimum(below, logits.shape[-1] - 1)
+    probabilities = ops.softmax(logits, axis=-1)  # [B, V]
+    cumulative = ops.cumsum(probabilities, axis=-1)  # [B, V]
+    # Compiled sums run in parallel: they end at 1 up to rounding, and may step where a token has no probability.
+    allowed = probabilities > 0
+    total = ops.max(ops.where(allowed, cumulative, 0.0), axis=-1, keepdims=True)  # [B, 1]
+    reached = ops.logical_and(allowed, cumulative > uniform[:, None] * total)  # [B, V]
+    return ops.cast(ops.argmax(ops.cast(reached, "int32"), axis=-1), "int32")  # the first that is reached
 
 
 def greedy(logits: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfgptj import batching
-from tfgptj.backbone import GPTJBase
+from tfgptj.base import GPTJBase
 from tfgptj.errors import InputError, InputTypeError
 from tfgptj.generation.generate import to_numpy
 from tfgptj.tokenizer import GPTJTokenizer

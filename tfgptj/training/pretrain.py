@@ -36,9 +36,7 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
     keras.utils.set_random_seed(recipe.seed)
     cut = int(len(text) * (1 - recipe.held_out))
     train_text, held_out_text = text[:cut], text[cut:]
-    tokenizer = GPTJTokenizer.train(
-        [train_text], vocab_size=recipe.vocab_size, model_max_length=recipe.block_size
-    )
+    tokenizer = GPTJTokenizer.train([train_text], vocab_size=recipe.vocab_size, model_max_length=recipe.block_size)
     model = TFGPTJForCausalLM(_config(recipe, tokenizer), dtype=recipe.dtype)
 
     steps_per_epoch = _steps_per_epoch(recipe, len(tokenizer.encode(train_text)))
@@ -60,7 +58,12 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
         )
     )
     model.fit(
-        dataset, epochs=recipe.epochs, steps_per_epoch=steps_per_epoch, callbacks=[report], verbose=verbose, shuffle=False
+        dataset,
+        epochs=recipe.epochs,
+        steps_per_epoch=steps_per_epoch,
+        callbacks=[report],
+        verbose=verbose,
+        shuffle=False,
     )
     return model, tokenizer, nats_per_character(model, tokenizer, held_out_text, recipe.block_size)
 
@@ -123,7 +126,11 @@ def _optimizer(recipe: Recipe, model: TFGPTJForCausalLM, steps: int) -> keras.op
         warmup_steps=recipe.warmup_steps,
     )
     optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=recipe.weight_decay, beta_2=0.99, clipnorm=1.0, use_ema=True,
+        schedule,
+        weight_decay=recipe.weight_decay,
+        beta_2=0.99,
+        clipnorm=1.0,
+        use_ema=True,
         ema_momentum=recipe.ema_momentum,
     )
     optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])

@@ -20,7 +20,9 @@ class Recipe:
     n_layer: int = _setting(4, "blocks", 1)
     n_head: int = _setting(4, "attention heads", 1)
     rotary_dim: int = _setting(32, "rotated dimensions of each head", 2)
-    dropout: float = _setting(0.2, "dropout after the embedding and in the blocks")  # on the attention weights it is slow
+    dropout: float = _setting(
+        0.2, "dropout after the embedding and in the blocks"
+    )  # on the attention weights it is slow
     block_size: int = _setting(256, "tokens that the model sees at once, in training and after", 2)
     batch_size: int = _setting(16, "blocks of one step", 1)
     epochs: int = _setting(24, "passes over the text", 1)

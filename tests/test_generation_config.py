@@ -1,0 +1,408 @@
+"""GenerationConfig: ranges and types of every parameter, files, and which of several sources wins."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfgptj import limits
+from tfgptj.config import GPTJConfig
+from tfgptj.errors import GenerationError, TFGPTJError
+from tfgptj.generation.config import DEFAULTS, METADATA, UNSUPPORTED, GenerationConfig
+from tfgptj.generation.generate import resolve_config
+from tfgptj.heads import TFGPTJForCausalLM
+
+# What Hugging Face's converters wrote for GPT-J, and what its warnings advise people to add.
+HUGGING_FACE_FILE = {
+    "_from_model_config": True,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "transformers_version": "4.57.6",
+}
+
+
+def written(directory: Path, content: Any) -> Path:
+    path = directory / "generation_config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_defaults_are_hugging_face_s() -> None:
+    # transformers 4.57.6, `GenerationConfig()`; max_length is 20 there, which tfgptj counts without the prompt.
+    expected = {
+        **dict.fromkeys(("max_new_tokens", "max_length", "bos_token_id", "eos_token_id", "pad_token_id")),
+        **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_return_sequences": 1},
+    }
+    config = GenerationConfig()
+    assert {name: getattr(config, name) for name in DEFAULTS} == expected
+    assert config.to_dict() == {}
+
+
+VALID = {
+    "max_new_tokens": (1, 7, limits.MAX_POSITIONS, np.int64(7), None),
+    "max_length": (1, 7, limits.MAX_POSITIONS, None),
+    "do_sample": (True, False),
+    "temperature": (0, 0.0, 1, 2, 0.7, 1e6, np.float32(0.5)),
+    "top_k": (0, 1, limits.MAX_VOCAB, None),
+    "top_p": (1, 1.0, 0.9, 1e-6),
+    "num_return_sequences": (1,),
+    "bos_token_id": (0, 50256, None),
+    "eos_token_id": (0, 50256, [1, 2], [], None),
+    "pad_token_id": (0, 50256, None),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALID.items() for value in values])
+def test_values_in_range_are_kept(name: str, value: Any) -> None:
+    assert set(VALID) == set(DEFAULTS)
+    config = GenerationConfig(**{name: value})
+    assert getattr(config, name) == value
+    assert config.to_dict() == {name: value}
+
+
+def refused() -> list[tuple[str, Any, str]]:
+    """Each parameter with values of a wrong type or range, and what the message says about them."""
+    lengths = f"must be between 1 and {limits.MAX_POSITIONS:,}, got"
+    ids = "must be between 0 and 2,147,483,647, got"
+    sizes = [("max_new_tokens", lengths, 0), ("max_new_tokens", lengths, 10**9), ("max_length", lengths, -1)]
+    sizes += [("top_k", f"must be between 0 and {limits.MAX_VOCAB:,}, got", -1)]
+    sizes += [("num_return_sequences", "must be between 1 and 65,536, got", wrong) for wrong in (0, 65537)]
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    sizes += [(name, ids, wrong) for name in tokens for wrong in (-1, 2**31)]
+    integers = ("max_new_tokens", "max_length", "top_k", "num_return_sequences", *tokens)
+    return [
+        *((name, wrong, f"{name} {message} {wrong:,}") for name, message, wrong in sizes),
+        *(
+            (name, wrong, f"{name} must be an integer, got {wrong!r}")
+            for name in integers
+            for wrong in (1.0, "5", True)
+        ),
+        ("num_return_sequences", None, "num_return_sequences must be an integer, got None"),
+        ("eos_token_id", [1, "2"], "eos_token_id must be an integer, got '2'"),
+        ("eos_token_id", [1, None], "eos_token_id must be an integer, got None"),
+        ("eos_token_id", [[1]], "eos_token_id must be an integer, got [1]"),
+        *(("do_sample", wrong, f"do_sample must be True or False, got {wrong!r}") for wrong in (1, "yes", None)),
+        *(
+            (name, wrong, f"{name} must be a number, got {wrong!r}")
+            for name in ("temperature", "top_p")
+            for wrong in ("0.5", True, None, 1j, [1.0])
+        ),
+        *(("temperature", wrong, f"temperature must be between 0 and 1e+06, got {wrong!r}") for wrong in (-1, 2e6)),
+        *(("top_p", wrong, f"top_p must be between 0 and 1, got {wrong!r}") for wrong in (-0.1, 1.1, float("inf"))),
+        *((name, float("nan"), f"{name} must be between 0 and") for name in ("temperature", "top_p")),
+        ("top_p", 0, "top_p must be above 0, got 0: no token would be left; use do_sample=False"),
+        ("top_p", 0.0, "top_p must be above 0, got 0: no token would be left; use do_sample=False"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "value", "text"), refused())
+def test_values_out_of_range_are_refused(name: str, value: Any, text: str) -> None:
+    with pytest.raises(GenerationError, match=f"^{re.escape(text)}"):
+        GenerationConfig(**{name: value})
+    with pytest.raises(GenerationError, match=f"^{re.escape(text)}"):
+        setattr(GenerationConfig(), name, value)
+
+
+def test_a_number_too_long_to_print_is_refused_all_the_same() -> None:
+    with pytest.raises(GenerationError, match="max_new_tokens must be between 1 and"):
+        GenerationConfig(max_new_tokens=10**5000)
+
+
+def test_several_sequences_need_sampling() -> None:
+    message = "num_return_sequences > 1 needs do_sample=True: without sampling all would be the same"
+    several = GenerationConfig(num_return_sequences=2)  # the model's own configuration may sample
+    with pytest.raises(GenerationError, match=message):
+        resolve_config(Model(), several, {})
+    with pytest.raises(GenerationError, match=message):
+        resolve_config(Model(), several, {"do_sample": False})
+    assert resolve_config(Model(), several, {"do_sample": True}).num_return_sequences == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("max_new_token", "unknown generation parameter 'max_new_token'; did you mean max_new_tokens?"),
+        ("do_samples", "unknown generation parameter 'do_samples'; did you mean do_sample?"),
+        ("topk", "unknown generation parameter 'topk'; did you mean top_k?"),
+        ("num_beam", "unknown generation parameter 'num_beam'; did you mean num_beams?"),
+        ("zzz", "unknown generation parameter 'zzz'; known are max_new_tokens, max_length, do_sample"),
+    ],
+)
+def test_an_unknown_parameter_is_refused_with_a_hint(name: str, text: str) -> None:
+    with pytest.raises(GenerationError, match=re.escape(text)):
+        GenerationConfig(**{name: 1})
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_unsupported_parameter_may_be_off(name: str) -> None:
+    assert GenerationConfig(**{name: UNSUPPORTED[name]}).to_dict() == {}
+    assert GenerationConfig(**{name: None}).to_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("repetition_penalty", 1.2),
+        ("min_length", 5),
+        ("stop_strings", ["\n"]),
+        ("bad_words_ids", [[1]]),
+        ("use_cache", False),
+        ("early_stopping", "never"),
+        ("sequence_bias", np.ones(3)),
+    ],
+)
+def test_an_unsupported_parameter_must_not_be_on(name: str, value: Any) -> None:
+    message = f"^{name}=.* is not supported by tfgptj; leave it at {UNSUPPORTED[name]!r}"
+    with pytest.raises(GenerationError, match=message):
+        GenerationConfig(**{name: value})
+
+
+def test_supported_and_unsupported_parameters_are_apart() -> None:
+    assert not {*DEFAULTS, *METADATA} & set(UNSUPPORTED)
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_is_passed_over(name: str) -> None:
+    assert GenerationConfig(**{name: {"any": "thing"}}).to_dict() == {}
+
+
+def test_a_refused_update_changes_nothing() -> None:
+    config = GenerationConfig(do_sample=True, top_k=7)
+    with pytest.raises(GenerationError, match="top_p must be between"):
+        config.update(top_k=9, top_p=3.0)
+    assert config.to_dict() == {"do_sample": True, "top_k": 7}
+    config.update(top_k=9, top_p=0.5)
+    assert config.to_dict() == {"do_sample": True, "top_k": 9, "top_p": 0.5}
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="GenerationConfig has no parameter 'topk'"):
+        GenerationConfig().topk  # noqa: B018
+    with pytest.raises(GenerationError, match="did you mean top_k"):
+        GenerationConfig().topk = 5
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, ()), (3, (3,)), ([3, 4], (3, 4)), ((3, 4), (3, 4)), ([], ())])
+def test_the_end_of_text_is_a_tuple(given: Any, expected: tuple[int, ...]) -> None:
+    assert GenerationConfig(eos_token_id=given).eos_token_ids == expected
+
+
+def test_copies_are_equal_and_independent() -> None:
+    config = GenerationConfig(do_sample=True, eos_token_id=[1, 2])
+    for other in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), GenerationConfig(**config.to_dict())):
+        assert other == config
+        other.top_k = 3
+        assert other != config
+        assert config.top_k == 50
+    assert config != config.to_dict()
+
+
+def test_it_is_mutable_and_so_not_hashable() -> None:
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(GenerationConfig())
+
+
+def test_repr_shows_what_was_set() -> None:
+    assert repr(GenerationConfig(do_sample=True, top_k=3)) == "GenerationConfig(do_sample=True, top_k=3)"
+    assert repr(GenerationConfig()) == "GenerationConfig()"
+
+
+def test_errors_are_both_ours_and_value_errors() -> None:
+    for expected in (TFGPTJError, ValueError):
+        with pytest.raises(expected):
+            GenerationConfig(top_k=-1)
+
+
+# Files
+
+
+def test_hugging_face_s_file_is_read(tmp_path: Path) -> None:
+    config = GenerationConfig.from_json_file(written(tmp_path, HUGGING_FACE_FILE))
+    assert config.to_dict() == {"bos_token_id": 50256, "eos_token_id": 50256}
+
+
+def test_a_file_with_all_of_hugging_face_s_defaults_is_read(tmp_path: Path) -> None:
+    assert GenerationConfig.from_json_file(written(tmp_path, {**UNSUPPORTED, "top_k": 5})).to_dict() == {"top_k": 5}
+
+
+def test_files_round_trip(tmp_path: Path) -> None:
+    config = GenerationConfig(do_sample=True, temperature=0.7, top_k=None, eos_token_id=[1, 2], max_new_tokens=7)
+    config.save_pretrained(tmp_path / "new" / "directory")
+    path = tmp_path / "new" / "directory" / "generation_config.json"
+    assert json.loads(path.read_text()) == config.to_dict()
+    assert GenerationConfig.from_json_file(path) == config
+    assert GenerationConfig.from_pretrained(path.parent) == config
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_numpy_numbers_are_saved_like_python_s(tmp_path: Path) -> None:
+    config = GenerationConfig(
+        do_sample=True, max_new_tokens=np.int64(7), temperature=np.float32(0.5), eos_token_id=[np.int32(3)]
+    )
+    config.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"top_k": -1}, "top_k must be between 0 and"),
+        ({"num_beams": 4}, "num_beams=4 is not supported by tfgptj"),
+        ({"topk": 4}, "unknown generation parameter 'topk'; did you mean top_k?"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ('{"top_k": 1, "top_k": 2}', "not valid JSON: duplicate key 'top_k'"),
+        ('{"temperature": NaN}', "not valid JSON: NaN is not a JSON number"),
+        ("[]", "expected a JSON object, found list"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_errors_in_a_file_name_it(content: Any, text: str, tmp_path: Path) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(TFGPTJError, match=re.escape(f"{path}: {text}")):
+        GenerationConfig.from_json_file(path)
+
+
+@pytest.mark.parametrize("name", ["self", "cls", "parameters", "_given", "__class__", "update"])
+def test_no_field_name_can_break_a_configuration(name: str, tmp_path: Path) -> None:
+    with pytest.raises(GenerationError, match=re.escape(name)):
+        GenerationConfig.from_json_file(written(tmp_path, {name: 1}))
+
+
+# Several sources
+
+
+def test_later_ones_win() -> None:
+    config = GenerationConfig(do_sample=True, top_k=5, top_p=0.9)
+    merged = config.merged({"top_k": 7}, None, GenerationConfig(top_p=0.5))
+    assert merged.to_dict() == {"do_sample": True, "top_k": 7, "top_p": 0.5}
+    assert config.to_dict() == {"do_sample": True, "top_k": 5, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({"max_length": 50}, {"max_new_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_new_tokens": 5}, {"max_length": 50}, {"max_length": 50}),
+        ({"max_new_tokens": 5}, {"max_new_tokens": 6}, {"max_new_tokens": 6}),
+        ({"max_new_tokens": 5}, {"top_k": 3}, {"max_new_tokens": 5, "top_k": 3}),
+        ({}, {"max_new_tokens": 5, "max_length": 50}, {"max_new_tokens": 5, "max_length": 50}),
+    ],
+)
+def test_the_two_lengths_replace_each_other(
+    first: dict[str, Any], second: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert GenerationConfig(**first).merged(second).to_dict() == expected
+    assert GenerationConfig(**first).merged(GenerationConfig(**second)).to_dict() == expected
+
+
+def test_an_explicit_none_switches_off() -> None:
+    assert GenerationConfig(eos_token_id=3, max_new_tokens=5).merged({"eos_token_id": None}).eos_token_id is None
+
+
+def test_merged_values_are_checked_together() -> None:
+    with pytest.raises(GenerationError, match="top_p must be between 0 and 1"):
+        GenerationConfig(do_sample=True).merged({"top_p": 2})
+    assert GenerationConfig(do_sample=True).merged({"num_return_sequences": 2}).num_return_sequences == 2
+
+
+def test_special_tokens_come_from_the_model_s_configuration() -> None:
+    config = GPTJConfig(bos_token_id=1, eos_token_id=[2, 3], pad_token_id=None)
+    assert GenerationConfig.from_model_config(config).to_dict() == {"bos_token_id": 1, "eos_token_id": [2, 3]}
+
+
+def test_a_padding_token_of_minus_one_means_none() -> None:
+    config = GPTJConfig(bos_token_id=1, eos_token_id=2, pad_token_id=-1)  # as some Hugging Face configurations say it
+    assert GenerationConfig.from_model_config(config).pad_token_id is None
+
+
+class Model:
+    """What `resolve_config` reads of a model."""
+
+    config = GPTJConfig(bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    generation_config: GenerationConfig | None = None
+
+    def resolved(self, given: Any = None, **parameters: Any) -> dict[str, Any]:
+        return resolve_config(self, given, parameters).to_dict()  # type: ignore[arg-type]
+
+
+def test_the_order_of_sources() -> None:
+    model, tokens = Model(), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    assert model.resolved() == tokens
+    model.generation_config = GenerationConfig(eos_token_id=4, top_k=5, max_length=50)
+    assert model.resolved() == {**tokens, "eos_token_id": 4, "top_k": 5, "max_length": 50}
+    given = GenerationConfig(top_k=6, max_new_tokens=7)
+    assert model.resolved(given) == {**tokens, "eos_token_id": 4, "top_k": 6, "max_new_tokens": 7}
+    assert model.resolved(given, top_k=8, eos_token_id=None, max_length=9) == {
+        **tokens,
+        **{"eos_token_id": None, "top_k": 8, "max_length": 9},
+    }
+    assert given.to_dict() == {"top_k": 6, "max_new_tokens": 7}
+
+
+def test_keywords_are_judged_together_with_what_they_join() -> None:
+    given = GenerationConfig(do_sample=True)
+    assert Model().resolved(given, num_return_sequences=3)["num_return_sequences"] == 3
+
+
+@pytest.mark.parametrize("given", [{"top_k": 1}, "greedy", 5])
+def test_a_generation_config_must_be_one(given: Any) -> None:
+    message = f"generation_config must be a GenerationConfig, got {type(given).__name__}"
+    with pytest.raises(GenerationError, match=message):
+        Model().resolved(given)
+
+
+def test_keywords_are_checked_like_a_configuration() -> None:
+    with pytest.raises(GenerationError, match="did you mean top_k"):
+        Model().resolved(topk=1)
+    with pytest.raises(GenerationError, match="top_k must be between"):
+        Model().resolved(top_k=-1)
+    with pytest.raises(GenerationError, match="num_beams=2 is not supported"):
+        Model().resolved(num_beams=2)
+
+
+# What parameters do at their extremes
+
+
+@pytest.fixture(scope="module")
+def model() -> TFGPTJForCausalLM:
+    shape = {"vocab_size": 61, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4}
+    model = TFGPTJForCausalLM(GPTJConfig(**shape, initializer_range=0.3))
+    model.lm_head.dense.bias.assign(np.full(61, -20.0))  # all logits negative: dividing them by little makes them huge
+    return model
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-20, 1e-30, 1e-38, 1e-300])
+def test_the_colder_the_nearer_to_greedy(model: TFGPTJForCausalLM, temperature: float) -> None:
+    options = {"max_new_tokens": 6, "eos_token_id": None}
+    greedy = model.generate([[5, 9, 3]], **options)
+    for top_k in (0, 5):
+        sampled = model.generate([[5, 9, 3]], do_sample=True, temperature=temperature, top_k=top_k, seed=0, **options)
+        np.testing.assert_array_equal(sampled, greedy)
+
+
+@pytest.mark.core
+def test_the_hottest_draws_every_token_alike(model: TFGPTJForCausalLM) -> None:
+    ids = model.generate(
+        np.full((400, 1), 5), do_sample=True, temperature=1e6, top_k=0, max_new_tokens=1, seed=0, eos_token_id=None
+    )[:, 1]
+    counts = np.bincount(ids, minlength=61)
+    expected = 400 / 61
+    # Chi-square with 60 degrees of freedom: 99.6 is exceeded once in a thousand seeds.
+    assert ((counts - expected) ** 2 / expected).sum() < 99.6
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("options", [{"top_k": limits.MAX_VOCAB}, {"top_k": None}, {"top_p": 1}, {"seed": 2**64}])
+def test_extreme_options_are_taken(model: TFGPTJForCausalLM, options: dict[str, Any]) -> None:
+    ids = model.generate([[5]], do_sample=True, max_new_tokens=2, eos_token_id=None, **options)
+    assert ids.shape == (1, 3)
+    assert ids.min() >= 0 and ids.max() < 61

@@ -1,0 +1,181 @@
+"""Logits processors against Hugging Face's warpers (fixtures/goldens/warpers.npz); draws against their distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import GOLDENS, numbers
+from keras import ops
+
+from tfgptj.generation import processors
+from tfgptj.generation.processors import FORBIDDEN
+
+pytestmark = pytest.mark.core
+BACKEND = keras.backend.backend()
+VALUES = np.load(GOLDENS / "warpers.npz")
+LAST = 1 - 2**-24  # the largest float32 below 1
+WARPERS = [name for name in VALUES if name != "logits"]
+
+
+def golden_logits() -> np.ndarray:
+    """Four rows [B, V]: plain, peaked, every value twice, and some already forbidden."""
+    return np.where(np.isinf(VALUES["logits"]), np.float32(FORBIDDEN), VALUES["logits"])
+
+
+def draw(logits: Any, uniforms: Any) -> np.ndarray:
+    logits, uniforms = (ops.convert_to_tensor(np.asarray(x, "float32")) for x in (logits, uniforms))
+    return numbers(processors.draw(logits, uniforms))
+
+
+def distribution(logits: np.ndarray) -> np.ndarray:
+    """Softmax in float64."""
+    weights = np.exp(logits.astype("float64") - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def compiled() -> list[tuple[str, Callable[..., Any]]]:
+    """`draw` in every way that a backend can run it."""
+    ways: list[tuple[str, Callable[..., Any]]] = [("eager", processors.draw)]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        ways += [("xla", tf.function(processors.draw, jit_compile=True, autograph=False))]
+    elif BACKEND == "jax":
+        import jax
+
+        ways += [("xla", jax.jit(processors.draw))]
+    return ways
+
+
+# Against Hugging Face
+
+
+def test_the_goldens_hold_all_three_warpers() -> None:
+    assert {name.split("=")[0] for name in WARPERS} == {"temperature", "top_k", "top_p"}
+    assert len(WARPERS) >= 10
+
+
+@pytest.mark.parametrize("name", WARPERS)
+def test_logits_are_hugging_face_s(name: str) -> None:
+    kind, value = name.split("=")
+    logits = ops.convert_to_tensor(golden_logits())
+    result = numbers(getattr(processors, kind)(logits, int(value) if kind == "top_k" else float(value)))
+    expected = VALUES[name]
+    allowed = np.isfinite(expected)
+    assert np.array_equal(result > FORBIDDEN / 10, allowed)
+    if kind == "temperature":
+        np.testing.assert_allclose(result[allowed], expected[allowed], rtol=1e-6)
+    else:
+        assert np.array_equal(result[allowed], expected[allowed])
+
+
+def test_ties_with_the_kth_stay() -> None:
+    result = numbers(processors.top_k(ops.convert_to_tensor(np.array([[1.0, 2.0, 2.0, 0.0]], "float32")), 1))
+    assert (result > FORBIDDEN).tolist() == [[False, True, True, False]]
+
+
+@pytest.mark.parametrize("k", [4, 5, 2**24])
+def test_top_k_of_the_whole_vocabulary_changes_nothing(k: int) -> None:
+    logits = ops.convert_to_tensor(np.array([[1.0, 2.0, 2.0, 0.0]], "float32"))
+    assert processors.top_k(logits, k) is logits
+
+
+def test_top_p_keeps_the_token_that_crosses_the_share() -> None:
+    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], "float32"))
+    for share, kept in ((1e-9, 1), (0.4, 1), (0.6, 2), (0.9, 3), (0.99, 4), (1.0, 4)):
+        result = numbers(processors.top_p(ops.convert_to_tensor(logits), share))
+        assert (result > FORBIDDEN).sum() == kept
+
+
+def test_top_p_reads_each_row_by_itself() -> None:
+    logits = np.log(np.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9], [0.34, 0.33, 0.33]], "float32"))
+    result = numbers(processors.top_p(ops.convert_to_tensor(logits), 0.7)) > FORBIDDEN
+    assert result.tolist() == [[True, False, False], [False, False, True], [True, True, True]]
+
+
+def test_a_forbidden_token_stays_forbidden() -> None:
+    logits = ops.convert_to_tensor(golden_logits()[3:])
+    was = numbers(logits) == np.float32(FORBIDDEN)
+    for result in (processors.top_k(logits, 40), processors.top_p(logits, 1.0), processors.temperature(logits, 2.0)):
+        assert (numbers(result)[was] < FORBIDDEN / 10).all()
+        assert np.isfinite(numbers(ops.softmax(result))).all()
+        assert (numbers(ops.softmax(result))[was] == 0).all()
+
+
+# Greedy
+
+
+def test_greedy_takes_the_likeliest_and_of_ties_the_first() -> None:
+    logits = np.array([[0.0, 3.0, 1.0], [2.0, 1.0, 2.0], [-1.0, -1.0, -1.0]], "float32")
+    tokens = processors.greedy(ops.convert_to_tensor(logits))
+    assert keras.backend.standardize_dtype(tokens.dtype) == "int32"
+    assert numbers(tokens).tolist() == [1, 0, 0]
+
+
+# Draws
+
+
+def test_each_share_of_the_unit_interval_gives_its_token() -> None:
+    logits = np.random.default_rng(0).standard_normal((1, 12)).astype("float32")
+    ends = distribution(logits)[0].cumsum()
+    starts = np.concatenate([[0.0], ends[:-1]])
+    for point in (0.01, 0.5, 0.99):
+        uniforms = starts + point * (ends - starts)
+        assert draw(np.repeat(logits, 12, axis=0), uniforms).tolist() == list(range(12))
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = np.array([[2.0, -1.0, 0.5, FORBIDDEN, 1.0, 0.0, -3.0]], "float32")
+    uniforms = np.random.default_rng(0).random(20_000, dtype="float32")
+    counts = np.bincount(draw(np.repeat(logits, len(uniforms), axis=0), uniforms), minlength=7)
+    expected = distribution(logits)[0] * len(uniforms)
+    assert counts[3] == 0
+    kept = expected > 0
+    # Chi-square with 5 degrees of freedom: 20.5 is exceeded once in a thousand seeds.
+    assert ((counts - expected)[kept] ** 2 / expected[kept]).sum() < 20.5
+
+
+def test_draws_after_all_processors_follow_the_exact_distribution() -> None:
+    logits = np.random.default_rng(1).standard_normal((1, 40)).astype("float32") * 2
+    warped = processors.temperature(ops.convert_to_tensor(logits), 0.8)
+    warped = numbers(processors.top_p(processors.top_k(warped, 12), 0.95))
+    exact = np.sort(logits.astype("float64")[0] / 0.8)[::-1][:12]
+    shares = distribution(exact)
+    kept = int((shares.cumsum() - shares < 0.95).sum())
+    expected = np.zeros(40)
+    expected[np.argsort(-logits[0])[:kept]] = shares[:kept] / shares[:kept].sum()
+    uniforms = np.random.default_rng(2).random(20_000, dtype="float32")
+    counts = np.bincount(draw(np.repeat(warped, len(uniforms), axis=0), uniforms), minlength=40)
+    assert 5 < kept < 12
+    assert counts[expected == 0].sum() == 0
+    expected = expected[expected > 0] * len(uniforms)
+    # Chi-square with at most 10 degrees of freedom: 29.6 is exceeded once in a thousand seeds.
+    assert ((counts[counts > 0] - expected) ** 2 / expected).sum() < 29.6
+
+
+@pytest.mark.parametrize("uniform", [0.0, LAST])
+def test_the_ends_of_the_interval_give_the_first_and_last_allowed_token(uniform: float) -> None:
+    assert np.float32(LAST) < 1
+    logits = np.full((4, 9), FORBIDDEN, "float32")
+    for row, allowed in enumerate(([4], [0, 8], [1, 7], [3, 4, 5])):
+        logits[row, allowed] = 1.0
+    expected = [4, 0, 1, 3] if uniform == 0 else [4, 8, 7, 5]
+    assert draw(logits, np.full(4, uniform)).tolist() == expected
+
+
+@pytest.mark.parametrize("way", compiled(), ids=lambda way: way[0])
+def test_no_forbidden_token_is_ever_drawn(way: tuple[str, Callable[..., Any]]) -> None:
+    # Parallel sums are not monotone: a cumulative probability may step where its token has none. So draw right there.
+    logits = np.random.default_rng(0).standard_normal((1, 8192)).astype("float32") * 3
+    logits = numbers(processors.top_k(ops.convert_to_tensor(logits), 500))
+    steps = np.unique(numbers(ops.cumsum(ops.softmax(ops.convert_to_tensor(logits)), axis=-1)))
+    beside = [np.nextafter(steps, np.float32(end)) for end in (0, 2)]
+    uniforms = np.unique(np.concatenate([[0.0, LAST], steps, *beside]).astype("float32"))
+    uniforms = uniforms[uniforms < 1][:: max(1, len(uniforms) // 600)]
+    rows = ops.convert_to_tensor(np.repeat(logits, len(uniforms), axis=0))
+    tokens = numbers(way[1](rows, ops.convert_to_tensor(uniforms)))
+    assert (logits[0, tokens] > FORBIDDEN / 10).all()

@@ -1,0 +1,114 @@
+"""GPTJBase: what all model classes share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tfgptj.config import GPTJConfig
+from tfgptj.errors import InputError
+from tfgptj.inputs import INPUTS, check_arrays, complete_inputs, split_labels
+from tfgptj.resizing import resize_token_embeddings
+
+
+class GPTJBase(keras.Model):
+    """What all model classes share: checked inputs, configuration, loading and saving.
+
+    Models are called with a dict of inputs, with the `input_ids` alone, or with inputs by keyword.
+    """
+
+    config: GPTJConfig
+
+    def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        named = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
+        if named:
+            inputs = {**named, **_as_named(inputs, named)}
+        return super().__call__(complete_inputs(inputs, self.config), *args, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Any:
+        # Keras's JAX trainer comes here past __call__, with what fit() was given.
+        return super().call(split_labels(inputs)[0], training=training, mask=mask, **kwargs)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().fit(check_arrays(x, self.config), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().evaluate(check_arrays(x, self.config), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().predict(check_arrays(x, self.config), *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().train_on_batch(check_arrays(x, self.config), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().test_on_batch(check_arrays(x, self.config), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        return super().predict_on_batch(check_arrays(x, self.config))
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keras's `model.export`, with two differences.
+
+        The default signature takes `input_ids` and `attention_mask`, int32 [B, T] each, not all optional inputs. And a
+        SavedModel written on TensorFlow holds every weight once; Keras 3.15 writes them twice.
+        """
+        if input_signature is None:
+            names = ("input_ids", "attention_mask")
+            input_signature = [{n: keras.InputSpec(dtype="int32", shape=(None, None), name=n) for n in names}]
+        if format != "tf_saved_model" or keras.backend.backend() != "tensorflow":
+            super().export(filepath, format, verbose, input_signature=input_signature, **kwargs)
+            return
+        archive = keras.export.ExportArchive()
+        # `archive.track(self)` is what doubles the weights: the endpoint finds its variables without it.
+        archive.add_endpoint("serve", lambda inputs: self(inputs, training=False), input_signature, **kwargs)
+        archive.write_out(str(filepath), verbose=verbose is not False)
+
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return self.count_params()
+
+    def resize_token_embeddings(self, size: int) -> keras.layers.Embedding:
+        """Change the vocabulary size in place: see :func:`tfgptj.resizing.resize_token_embeddings`."""
+        return resize_token_embeddings(self, size)
+
+    def get_config(self) -> dict[str, Any]:
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        return {"config": self.config.to_dict(), "dtype": policy, "name": self.name, "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GPTJBase:
+        fields = dict(config)
+        return cls(GPTJConfig.from_dict(fields.pop("config")), **fields)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
+        """Load a model with its weights: see :func:`tfgptj.checkpoints.load.from_pretrained`."""
+        from tfgptj.checkpoints.load import from_pretrained
+
+        return from_pretrained(cls, name_or_path, **options)
+
+    def save_pretrained(self, directory: str | os.PathLike[str], **options: Any) -> None:
+        """Save configuration and weights: see :func:`tfgptj.checkpoints.save.save_pretrained`."""
+        from tfgptj.checkpoints.save import save_pretrained
+
+        save_pretrained(self, directory, **options)
+
+
+def _as_named(inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The positional inputs of a call by name, beside those that were given by name."""
+    given = {} if inputs is None else dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    twice = [name for name in given if name in named]
+    if twice:
+        raise InputError(f"{twice[0]} was given twice: once by position, once by name")
+    return given
