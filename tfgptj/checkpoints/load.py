@@ -218,7 +218,17 @@ def _dtype_policy(dtype: Any, checkpoint: Checkpoint, match: Match) -> Any:
         raise ConfigError(f"dtype must be 'auto' or a Keras dtype policy, got {dtype!r}: {error}") from None
     if getattr(policy, "quantization_mode", None) is not None:
         raise ConfigError(f"dtype {policy.name!r} is a quantized one: load in a float dtype, then call model.quantize")
+    if "float64" in (policy.variable_dtype, policy.compute_dtype) and not _has_float64():
+        raise ConfigError("JAX has float64 only with jax_enable_x64 set: set it, or load with dtype='float32'")
     return policy
+
+
+def _has_float64() -> bool:
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
 
 
 def _build_without_values(build: Callable[[], Any], entries: Iterable[Entry]) -> tuple[Any, list[Any]]:
