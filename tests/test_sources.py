@@ -59,8 +59,8 @@ def test_open_files_outlive_their_names(sharded: Path) -> None:
 def test_no_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no weights; looked for model.safetensors or .*; found nothing"):
         Checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match="found pytorch_model.bin"):
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(CheckpointError, match="found model.ckpt"):
         find_weights(tmp_path)
     with pytest.raises(CheckpointError, match="weights must be one of auto, safetensors.*; got 'onnx'"):
         Checkpoint(tmp_path, "onnx")

@@ -35,7 +35,7 @@ class CheckpointFormatError(CheckpointError, ValueError):
 
 
 class UnsafeCheckpointError(CheckpointError, ValueError):
-    """A checkpoint file asks for code to be run, which is never done."""
+    """A checkpoint file asks for more than its tensors: for code to be run, or for other files to be read."""
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):

@@ -27,7 +27,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     sibling = path.with_name(f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
     try:
-        with open(sibling, "xb") as file:
+        with open(sibling, "x+b") as file:  # the HDF5 library reads, too, what it wrote
             yield file
             file.flush()
             os.fsync(file.fileno())

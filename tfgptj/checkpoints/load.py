@@ -71,7 +71,8 @@ def from_pretrained(
         config: :class:`GPTJConfig` to take in place of `config.json`.
         dtype: Keras dtype policy or its name, "auto" for the dtype that the weights are stored in, None for the
             global policy.
-        weights: which files to read: "safetensors", or "auto" for the first kind that is there.
+        weights: which files to read: "safetensors", "bin" (PyTorch), "h5" (Hugging Face's TensorFlow) or "msgpack"
+            (Flax); "auto" takes the first of these that is there, and after an error no other one.
         revision: branch, tag or commit on the Hub.
         subfolder: directory below `name_or_path`.
         cache_dir: where downloads are kept; None is the Hub library's own place.

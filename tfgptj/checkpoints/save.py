@@ -28,6 +28,9 @@ from tfgptj.checkpoints.sources import FORMATS, SAVE_MARK, Checkpoint, Format, f
 from tfgptj.checkpoints.tensors import BLOCK_ROWS, FLOAT_DTYPES, TensorSpec, assemble
 from tfgptj.errors import CheckpointError, ConfigError, TFGPTJError
 
+# The others are read only.
+WRITTEN = ("safetensors",)
+
 _UNITS = {
     **{"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12},
     **{"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40},
@@ -56,8 +59,8 @@ def save_pretrained(
         CheckpointError: if an argument is invalid, the directory cannot be written, or a weight does not fit `dtype`.
     """
     directory = Path(directory)
-    if format not in FORMATS:
-        raise CheckpointError(f"format must be one of {', '.join(FORMATS)}; got {format!r}")
+    if format not in WRITTEN:
+        raise CheckpointError(f"format must be one of {', '.join(WRITTEN)}; got {format!r}")
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise CheckpointError(f"dtype must be None or one of {', '.join(FLOAT_DTYPES)}; got {dtype!r}")
     if directory.exists() and not directory.is_dir():

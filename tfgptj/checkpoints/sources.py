@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from tfgptj.checkpoints import hdf5
+from tfgptj.checkpoints.flax_msgpack import FlaxFile
+from tfgptj.checkpoints.hdf5 import HDF5File
 from tfgptj.checkpoints.mapping import Layout
 from tfgptj.checkpoints.safetensors import SafetensorsFile
 from tfgptj.checkpoints.tensors import TensorFile, TensorSpec
+from tfgptj.checkpoints.torch_zip import TorchZipFile
 from tfgptj.config import read_json
 from tfgptj.errors import CheckpointError, CheckpointFormatError, ConfigError
+
+_LOG = logging.getLogger("tfgptj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Format:
     whole: str  # name of the file that holds all weights
     suffix: str
     open: Callable[[Path], TensorFile]
+    index_name: Callable[[str], str] = str  # from a key of the index to the tensor's name in its shard
 
     @property
     def index(self) -> str:
@@ -46,7 +54,12 @@ class Format:
 MARK = re.compile("[0-9a-f]{8}")
 
 # In the order in which `weights="auto"` looks for them.
-FORMATS = {"safetensors": Format("model.safetensors", ".safetensors", SafetensorsFile)}
+FORMATS = {
+    "safetensors": Format("model.safetensors", ".safetensors", SafetensorsFile),
+    "bin": Format("pytorch_model.bin", ".bin", TorchZipFile),
+    "h5": Format("tf_model.h5", ".h5", HDF5File, index_name=hdf5.index_name),
+    "msgpack": Format("flax_model.msgpack", ".msgpack", FlaxFile),
+}
 
 # The `format` that Hugging Face writes into a file's metadata, and whose names and layout it stands for.
 _LAYOUTS: dict[str, Layout] = {"pt": "torch", "tf": "tensorflow", "flax": "flax"}
@@ -72,6 +85,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path, weights: str = "auto") -> None:
         self.path, form = find_weights(directory, weights)
+        _LOG.info("reading weights from %s", self.path)
         self._files: dict[str, TensorFile] = {}  # by tensor name
         self._opened: list[TensorFile] = []
         self.shards: list[str] = []  # names of the files that hold the tensors
@@ -220,7 +234,7 @@ def _read_index(path: Path, form: Format) -> tuple[Mapping[str, Any], dict[str, 
                 f"{path}: tensor {name!r:.200} is said to be in {shard!r:.200}; "
                 f"a shard must be a *{form.suffix} file in the same directory"
             )
-    return metadata, weight_map
+    return metadata, {form.index_name(name): shard for name, shard in weight_map.items()}
 
 
 def _is_plain_name(name: object, suffix: str) -> bool:
