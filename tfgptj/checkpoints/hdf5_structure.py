@@ -22,7 +22,7 @@ from tfgptj.checkpoints.raw_file import IMPOSTORS
 from tfgptj.checkpoints.tensors import TensorSpec
 from tfgptj.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError
 
-DTYPES = {
+DTYPES: dict[np.dtype[Any], h5t.TypeID] = {
     np.dtype(np.float32): h5t.IEEE_F32LE,
     np.dtype(np.float16): h5t.IEEE_F16LE,
     np.dtype(np.float64): h5t.IEEE_F64LE,

@@ -229,7 +229,7 @@ def _has_float64() -> bool:
         return True
     import jax
 
-    return bool(jax.config.jax_enable_x64)
+    return bool(jax.config.read("jax_enable_x64"))
 
 
 def _build_without_values(build: Callable[[], Any], entries: Iterable[Entry]) -> tuple[Any, list[Any]]:
