@@ -16,6 +16,16 @@ from tfgptj.inputs import split_labels
 from tfgptj.losses import IGNORE_INDEX, causal_lm_loss, classification_loss, question_answering_loss
 
 
+class PerReplica(keras.losses.Loss):
+    """Hands a loss that is already a mean, float32 scalar, to Keras as if it were one of Keras's own.
+
+    Keras divides those by the number of replicas of a `tf.distribute` strategy, because it adds up the gradients.
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.reshape(y_pred, (1,))  # of a scalar Keras takes no mean
+
+
 class GPTJHead(GPTJBase):
     """A model with a head and a loss of its own.
 
@@ -50,7 +60,7 @@ class GPTJHead(GPTJBase):
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         loss = self.head_loss(y, y_pred, sample_weight)
-        return loss + sum(self.losses) if self.losses else loss
+        return PerReplica()(loss, loss + sum(self.losses) if self.losses else loss)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         return super().compute_metrics(x, self._labels(x, y), y_pred, sample_weight)
