@@ -28,7 +28,8 @@ for cls in CLASSES[1:]:
     mirrored.set_weights(alone.get_weights())
     alone.compile(keras.optimizers.SGD(0.1))
     x = {"input_ids": ids, **labels}
-    one, two = (model.fit(x, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"] for model in (alone, mirrored))
+    options = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+    one, two = (model.fit(x, **options).history["loss"] for model in (alone, mirrored))
     np.testing.assert_allclose(two, one, rtol=1e-4)
     for a, b in zip(alone.get_weights(), mirrored.get_weights()):
         np.testing.assert_allclose(b, a, atol=1e-4)

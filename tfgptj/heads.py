@@ -13,17 +13,7 @@ from tfgptj.base import GPTJBase
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import ConfigError, InputError
 from tfgptj.inputs import split_labels
-from tfgptj.losses import IGNORE_INDEX, causal_lm_loss, classification_loss, question_answering_loss
-
-
-class PerReplica(keras.losses.Loss):
-    """Hands a loss that is already a mean, float32 scalar, to Keras as if it were one of Keras's own.
-
-    Keras divides those by the number of replicas of a `tf.distribute` strategy, because it adds up the gradients.
-    """
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return ops.reshape(y_pred, (1,))  # of a scalar Keras takes no mean
+from tfgptj.losses import IGNORE_INDEX, PerReplica, causal_lm_loss, classification_loss, question_answering_loss
 
 
 class GPTJHead(GPTJBase):

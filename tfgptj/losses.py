@@ -120,3 +120,13 @@ def _position_loss(positions: Any, logits: Any, sample_weight: Any) -> Any:
     positions = ops.maximum(positions, 0)  # PyTorch clamps below and ignores above
     inside = positions < ops.shape(logits)[1]
     return cross_entropy(ops.where(inside, positions, IGNORE_INDEX), logits, sample_weight)
+
+
+class PerReplica(keras.losses.Loss):
+    """Hands a loss that is already a mean, float32 scalar, to Keras as if it were one of Keras's own.
+
+    Keras divides those by the number of replicas of a `tf.distribute` strategy, because it adds up the gradients.
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.reshape(y_pred, (1,))  # of a scalar Keras takes no mean

@@ -120,7 +120,7 @@ class LibraryFile:
         try:
             return 0 if self.error else act(*arguments) or 0
         except OSError as error:
-            self.error = error
+            self.error = error.with_traceback(None)  # its frames would keep this object alive beyond the library
             return 0
 
 
