@@ -31,7 +31,7 @@ LEVELS = (LEVEL_0, (*MODEL, *TOKENIZER), LEVEL_2, LEVEL_3, LEVEL_4)
 # Imports that go upwards, within a function: the public classes are the way to all that can be done with them.
 DOORS = {
     ("config", "checkpoints.hub"): "GPTJConfig.from_pretrained",
-    ("config", "checkpoints.files"): "GPTJConfig.save_pretrained",
+    ("config", "checkpoints.directory"): "GPTJConfig.from_pretrained",
     ("base", "checkpoints.load"): "from_pretrained of every model",
     ("base", "checkpoints.save"): "save_pretrained of every model",
     ("heads", "generation.generate"): "TFGPTJForCausalLM.generate",

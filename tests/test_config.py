@@ -400,8 +400,8 @@ def test_a_byte_order_mark_is_tolerated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"n_layer": 1, "n_layer": 2}', "not valid JSON: duplicate key 'n_layer'"),
-        ('{"x": {"a": 1, "b": 2, "b": 3}}', "not valid JSON: duplicate key 'b'"),
+        ('{"n_layer": 1, "n_layer": 2}', "not valid JSON: the key 'n_layer' comes twice"),
+        ('{"x": {"a": 1, "b": 2, "b": 3}}', "not valid JSON: the key 'b' comes twice"),
         ('{"layer_norm_epsilon": NaN}', "not valid JSON: NaN is not a JSON number"),
         ('{"layer_norm_epsilon": -Infinity}', "not valid JSON: -Infinity is not a JSON number"),
         ("[" * 100_000, "not valid JSON"),

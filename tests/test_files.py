@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfgptj.checkpoints.files import remove_temporaries, replaced_file, write_json
+from tfgptj.files import remove_temporaries, replaced_file, write_json
 
 
 def test_json_has_hugging_faces_form(tmp_path: Path) -> None:

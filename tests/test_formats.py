@@ -12,7 +12,7 @@ import pytest
 from conftest import FIXTURES, Golden, assert_near, numbers
 
 from tfgptj.backbone import TFGPTJModel
-from tfgptj.checkpoints.sources import FORMATS
+from tfgptj.checkpoints.directory import FORMATS
 from tfgptj.errors import CheckpointError, CheckpointFormatError
 from tfgptj.heads import TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJForSequenceClassification
 

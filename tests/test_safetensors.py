@@ -127,7 +127,7 @@ def test_blocks_are_the_rows_of_the_tensor(tmp_path: Path, shape: tuple[int, ...
             assert 0 < len(block) <= 64
             np.testing.assert_array_equal(block, rows[done : done + len(block)])
             done += len(block)
-    assert done == len(rows)
+    assert done == (len(rows) if original.size else 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from conftest import GOLDENS
 from safetensors.numpy import load_file, save_file
 
-from tfgptj.checkpoints.sources import FORMATS, Checkpoint, find_weights, fingerprint, pending_path
+from tfgptj.checkpoints.directory import FORMATS, companion, find_weights, fingerprint, pending_path
+from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.errors import CheckpointError, CheckpointFormatError
 
 INDEX = "model.safetensors.index.json"
@@ -144,7 +146,7 @@ def test_a_tensor_that_the_index_lacks(sharded: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object, found list"),
-        ('{"weight_map": {}, "weight_map": {}}', "duplicate key 'weight_map'"),
+        ('{"weight_map": {}, "weight_map": {}}', "the key 'weight_map' comes twice"),
         ("{}", "weight_map must map tensors to shards, got None"),
         ('{"weight_map": {}}', r"weight_map must map tensors to shards, got \{\}"),
         ('{"weight_map": {"a": "b.safetensors"}, "metadata": 1}', "metadata must be an object, got 1"),
@@ -173,19 +175,21 @@ def test_layouts_of_others(tmp_path: Path) -> None:
         _ = checkpoint.layout
 
 
-def test_a_waiting_configuration_counts_for_the_weights_of_its_mark_only(tmp_path: Path) -> None:
-    pending = pending_path(tmp_path, "config.json", "0123abcd")
+def test_a_waiting_configuration_counts_for_the_weights_that_it_belongs_to(tmp_path: Path) -> None:
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    save_file({"x": np.ones(1)}, weights)
+    assert companion(tmp_path, "config.json") == config
+    pending = pending_path(tmp_path, "config.json", weights.stat())
     pending.touch()
-    for mark, expected in (("0123abcd", pending), ("0123abce", tmp_path / "config.json")):
-        save_file({"x": np.ones(1)}, tmp_path / "model.safetensors", {"format": "pt", "tfgptj_save": mark})
-        with Checkpoint(tmp_path) as checkpoint:
-            assert checkpoint.companion("config.json") == expected
-
-
-def test_a_mark_never_leads_elsewhere(tmp_path: Path) -> None:
-    save_file({"x": np.ones(1)}, tmp_path / "model.safetensors", {"tfgptj_save": "/../../etc"})
     with Checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.companion("config.json") == tmp_path / "config.json"
+        assert checkpoint.companion("config.json") == companion(tmp_path, "config.json") == pending
+    assert companion(tmp_path, "generation_config.json") == tmp_path / "generation_config.json"
+    assert companion(tmp_path, "config.json", "bin") == config
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    assert companion(tmp_path, "config.json") == config
+    weights.unlink()
+    weights.symlink_to("nowhere")
+    assert companion(tmp_path, "config.json") == config
 
 
 def test_names_of_shards() -> None:

@@ -31,11 +31,10 @@ from malformed.torch_files import (
     torch_file,
 )
 
-from tfgptj.checkpoints import sources
 from tfgptj.checkpoints.load import match_plan
 from tfgptj.checkpoints.mapping import plan
 from tfgptj.checkpoints.safetensors import SafetensorsFile
-from tfgptj.checkpoints.sources import Checkpoint, Format
+from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import TensorSpec, assemble
 from tfgptj.checkpoints.torch_zip import TorchZipFile
 from tfgptj.config import GPTJConfig
@@ -72,7 +71,7 @@ def assert_blocks_are_rows(file: TorchZipFile) -> None:
         for block in file.blocks(key):
             np.testing.assert_array_equal(block, rows[done : done + len(block)])
             done += len(block)
-        assert done == len(rows)
+        assert done == len(rows) or not array.size
 
 
 # Files that PyTorch wrote
@@ -91,12 +90,11 @@ def test_what_hugging_face_wrote_is_equal_bit_for_bit(dtype: str) -> None:
         assert_blocks_are_rows(file)
 
 
-def test_shards_and_old_buffers_load_as_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources.FORMATS, "under test", Format("pytorch_model.bin", ".bin", TorchZipFile))
+def test_shards_and_old_buffers_load_as_a_checkpoint() -> None:
     expected = read_safetensors(BASE)
     for directory in ("float32", "sharded", "buffers"):
         config = GPTJConfig.from_json_file(TORCH / directory / "config.json")
-        with Checkpoint(TORCH / directory, "under test") as checkpoint:
+        with Checkpoint(TORCH / directory) as checkpoint:
             assert checkpoint.layout == "torch"
             assert len(checkpoint.shards) == (3 if directory == "sharded" else 1)
             match = match_plan(plan(config, "causal_lm"), checkpoint)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tfgptj import limits
 from tfgptj.errors import ConfigError
+from tfgptj.files import parse_json, write_json
 
 # Hugging Face's generic names for the same fields.
 ALIASES = {
@@ -302,16 +301,15 @@ class GPTJConfig:
             name_or_path: a directory with a `config.json`, the name of a packaged model, or a Hub id.
             **options: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`; all others replace fields.
         """
+        from tfgptj.checkpoints.directory import companion
         from tfgptj.checkpoints.hub import resolve_directory, split_options
 
         hub_options, overrides = split_options(options)
         directory = resolve_directory(name_or_path, files="config", **hub_options)
-        return cls.from_json_file(directory / "config.json", **overrides)
+        return cls.from_json_file(companion(directory, "config.json"), **overrides)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` into a directory, which is created if need be."""
-        from tfgptj.checkpoints.files import write_json
-
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_json(Path(directory) / "config.json", self.to_dict())
 
@@ -327,32 +325,12 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.stat().st_size > limits.MAX_JSON_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes; at most {limits.MAX_JSON_BYTES:,} are allowed")
     try:
-        content = json.loads(
-            path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
-        )
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {str(error)[:200]}") from None
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"duplicate key {repeated!r}")
-    return result
-
-
-def _finite(text: str) -> float:
-    if math.isinf(float(text)):
-        raise ValueError(f"{text[:40]} is too large")
-    return float(text)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:

@@ -21,8 +21,10 @@ MAX_PARAMETERS = 10**12
 # config.json of the largest label maps is a few MB; anything above this is not a configuration.
 MAX_JSON_BYTES = 64 * 2**20
 
-# safetensors' own limit on its header: 100 MB, about 500,000 tensors.
+# safetensors' own limit on its header: 100 MB. A tensor takes a dozen values there, the 14,000 of 1024 layers 170,000;
+# Python needs at most about 100 bytes for each while it reads them.
 MAX_SAFETENSORS_HEADER = 100_000_000
+MAX_SAFETENSORS_VALUES = 2**19
 
 # PyTorch's pickle spends about 25 opcodes and 150 bytes on a tensor, GPT-J-6B's 342 tensors 9,000 and 50 kB; the 14,000
 # of 1024 layers come to 350,000 and 2.1 MB. An opcode makes at most one object of some 80 bytes (an empty dict and the

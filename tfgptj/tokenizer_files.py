@@ -8,8 +8,6 @@ calls for other steps is refused instead of being read approximately.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +16,7 @@ from tokenizers import AddedToken
 
 from tfgptj import limits
 from tfgptj.errors import TokenizerError
+from tfgptj.files import parse_json, replaced_file
 from tfgptj.vocabulary import ROLES, TOKEN_FLAGS, Vocabulary, as_list, check_count, checked_vocabulary, make_added_token
 
 # GPT-2's tokenizer.json takes 1.4 MB, or 3.6 MB indented, for 50,257 tokens; the 2^19 tokens of the cap in
@@ -174,21 +173,11 @@ def _read_optional_object(path: Path) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
     try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
+        content = parse_json(_read_text(path))
+    except ValueError as error:
         raise TokenizerError(f"{path}: not valid JSON: {error}") from error
     return _as_object(str(path), content)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r:.80} comes twice in one object")
-        found[key] = value
-    return found
 
 
 def _read_text(path: Path) -> str:
@@ -226,7 +215,8 @@ def write_vocabulary(directory: Path, vocabulary: Vocabulary) -> None:
     else:  # one that an earlier tokenizer left here would be read as part of this one
         (directory / ADDED_TOKENS_FILE).unlink(missing_ok=True)
     for name, content in contents.items():
-        _replace_file(directory / name, content)
+        with replaced_file(directory / name) as file:
+            file.write(content.encode())
 
 
 def _tokenizer_json(vocabulary: Vocabulary, base: dict[str, int], merges: list[str]) -> dict[str, Any]:
@@ -270,16 +260,3 @@ def _token_fields(token: AddedToken) -> dict[str, Any]:
 
 def _as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-
-
-def _replace_file(path: Path, content: str) -> None:
-    """Write a sibling and rename it: a crash leaves the old file or the new one, never half of one."""
-    sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(sibling, "x", encoding="utf-8", newline="") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(sibling, path)
-    finally:
-        sibling.unlink(missing_ok=True)

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from tfgptj.checkpoints.files import write_json
 from tfgptj.checkpoints.mapping import plan
 from tfgptj.checkpoints.safetensors import SafetensorsFile, write_safetensors
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from tfgptj.config import GPTJConfig
+from tfgptj.files import write_json
 
 
 def write_random_checkpoint(directory: Path, config: GPTJConfig) -> None:

@@ -15,17 +15,16 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from tfgptj.checkpoints.files import replaced_file
-from tfgptj.checkpoints.hdf5 import announced
 from tfgptj.checkpoints.raw_file import IMPOSTORS, RawFile, bytes_of
-from tfgptj.checkpoints.tensors import BLOCK_ROWS, FLOAT_DTYPES, TensorSpec, aligned_empty
+from tfgptj.checkpoints.tensors import FLOAT_DTYPES, TensorSpec, announced
 from tfgptj.errors import CheckpointError, CheckpointFormatError
+from tfgptj.files import replaced_file
 
 _Value = TypeVar("_Value")
 
@@ -80,39 +79,12 @@ class FlaxFile(RawFile):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, "a Flax msgpack file")
 
-    def read(self, name: str) -> np.ndarray:
-        """The values of a tensor, in an array of their own.
-
-        Raises:
-            CheckpointError: if the file has no tensor of that name, is closed, or cannot be read.
-        """
-        spec = self.spec(name)
-        array = aligned_empty(spec.shape, spec.dtype)
-        self._read_values(name, 0, bytes_of(array))
-        return array
-
-    def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """The values of a tensor, some rows at a time; each block is overwritten by the next.
-
-        Raises:
-            CheckpointError: as for :meth:`read`.
-        """
-        spec, done = self.spec(name), 0
-        count, row_shape = (spec.shape[0], spec.shape[1:]) if spec.shape else (1, ())
-        if spec.size == 0:  # of which there may be 2^60 rows
-            return
-        buffer = np.empty((min(BLOCK_ROWS, count), *row_shape), spec.dtype)
-        for row in range(0, count, BLOCK_ROWS):
-            block = buffer[: count - row]
-            self._read_values(name, done, bytes_of(block))
-            done += block.nbytes
-            yield block
-
-    def _read_values(self, name: str, skip: int, out: memoryview) -> None:
+    def _fill(self, name: str, skip: int, out: np.ndarray) -> None:
+        memory = bytes_of(out)
         for start, nbytes in self._stored[name].pieces:
-            part = out[: max(0, nbytes - skip)]
+            part = memory[: max(0, nbytes - skip)]
             self._read_bytes(start + skip, part, f"tensor {name!r}")
-            out = out[len(part) :]
+            memory = memory[len(part) :]
             skip = max(0, skip - nbytes)
 
     def _read_header(self) -> None:

@@ -22,7 +22,6 @@ import h5py
 import numpy as np
 from h5py import h5z
 
-from tfgptj.checkpoints.files import replaced_file
 from tfgptj.checkpoints.hdf5_structure import (
     DTYPES,
     SUPERBLOCK_BYTES,
@@ -33,8 +32,9 @@ from tfgptj.checkpoints.hdf5_structure import (
     find_tensors,
 )
 from tfgptj.checkpoints.raw_file import RawFile, bytes_of
-from tfgptj.checkpoints.tensors import BLOCK_ROWS, TensorSpec, aligned_empty
+from tfgptj.checkpoints.tensors import TensorSpec, aligned_empty, announced
 from tfgptj.errors import CheckpointError, CheckpointFormatError
+from tfgptj.files import replaced_file
 
 # What Hugging Face's TensorFlow classes call themselves in a file, by head.
 MODEL_NAMES = {
@@ -64,48 +64,27 @@ class HDF5File(RawFile):
         super().__init__(path, "an HDF5 file")
 
     def read(self, name: str) -> np.ndarray:
-        """The values of a tensor, in an array of their own.
-
-        Raises:
-            CheckpointFormatError: if compressed values are damaged.
-            CheckpointError: if the file has no tensor of that name, is closed, or cannot be read.
-        """
-        spec = self.spec(name)
-        array = aligned_empty(spec.shape, spec.dtype)
-        stored = self._stored[name]
+        stored = self._stored.get(name)
+        if stored is None or stored.chunk is None:
+            return super().read(name)
+        array = aligned_empty(stored.spec.shape, stored.spec.dtype)
         for piece in stored.pieces:
-            if stored.chunk is None:
-                self._read_bytes(piece.start, bytes_of(array), f"tensor {name!r}")
-            else:
-                corner = zip(piece.corner, stored.chunk, strict=True)
-                region = array[tuple(slice(start, start + count) for start, count in corner)]
-                # A chunk at the edge may stand out over the tensor.
-                region[...] = self._read_chunk(stored, piece)[tuple(slice(count) for count in region.shape)]
+            corner = zip(piece.corner, stored.chunk, strict=True)
+            region = array[tuple(slice(start, start + count) for start, count in corner)]
+            # A chunk at the edge may stand out over the tensor.
+            region[...] = self._read_chunk(stored, piece)[tuple(slice(count) for count in region.shape)]
         return array
 
-    def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """The values of a tensor, some rows at a time; each block is overwritten by the next.
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """The values of a tensor, some rows at a time; all at once where they are stored in chunks."""
+        if self.spec(name).size and self._stored[name].chunk is not None:
+            yield self.read(name)[start:stop]
+        else:
+            yield from super().blocks(name, start, stop)
 
-        A tensor that is stored in chunks is read as a whole first.
-
-        Raises:
-            CheckpointError: as for :meth:`read`.
-        """
-        spec, stored = self.spec(name), self._stored[name]
-        count, row_shape = (spec.shape[0], spec.shape[1:]) if spec.shape else (1, ())
-        if spec.size == 0:  # of which there may be 2^60 rows
-            return
-        if stored.chunk is not None:
-            array = self.read(name)
-            yield from (array[row : row + BLOCK_ROWS] for row in range(0, count, BLOCK_ROWS))
-            return
-        start = stored.pieces[0].start
-        buffer = np.empty((min(BLOCK_ROWS, count), *row_shape), spec.dtype)
-        for row in range(0, count, BLOCK_ROWS):
-            block = buffer[: count - row]
-            self._read_bytes(start, bytes_of(block), f"tensor {name!r}")
-            start += block.nbytes
-            yield block
+    def _fill(self, name: str, skip: int, out: np.ndarray) -> None:
+        if out.size:  # of an empty tensor HDF5 stores nothing
+            self._read_bytes(self._stored[name].pieces[0].start + skip, bytes_of(out), f"tensor {name!r}")
 
     def _read_header(self) -> None:
         size = self._size()
@@ -176,12 +155,7 @@ def write_hdf5(
         CheckpointError: if the tensors are not those that `specs` announce, or HDF5 cannot hold them.
         OSError: if the file cannot be written.
     """
-    for spec in specs:
-        if spec.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{path}: tensor {spec.name!r}: HDF5 has no {spec.dtype.name}; "
-                "save as float16 or float32, or in another format"
-            )
+    check_hdf5_dtypes(path, specs)
     with replaced_file(path) as target:
         file = LibraryFile(target)
         try:
@@ -197,21 +171,18 @@ def write_hdf5(
                 raise file.error
 
 
-def announced(
-    path: str | os.PathLike[str], specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values, each checked to be what the specs say."""
-    arrays = iter(tensors)
+def check_hdf5_dtypes(path: str | os.PathLike[str], specs: Iterable[TensorSpec]) -> None:
+    """Refuse what HDF5 cannot hold.
+
+    Raises:
+        CheckpointError: naming the first such tensor.
+    """
     for spec in specs:
-        name, array = next(arrays, (None, None))
-        if name is None or array is None or (name, array.shape, array.dtype) != spec:
-            found = "nothing" if array is None else f"{name!r}, {array.dtype.name} {list(array.shape)}"
+        if spec.dtype not in DTYPES:
             raise CheckpointError(
-                f"{path}: expected tensor {spec.name!r}, {spec.dtype.name} {list(spec.shape)}, got {found}"
+                f"{path}: tensor {spec.name!r}: HDF5 has no {spec.dtype.name}; "
+                "save as float16 or float32, or in another format"
             )
-        yield name, array
-    if next(arrays, None) is not None:
-        raise CheckpointError(f"{path}: got more tensors than the {len(specs):,} that were announced")
 
 
 def _write_tensor(path: str | os.PathLike[str], h5: h5py.File, place: str, array: np.ndarray) -> None:

@@ -20,9 +20,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfgptj.checkpoints.directory import fingerprint
 from tfgptj.checkpoints.hub import resolve_directory
 from tfgptj.checkpoints.mapping import Entry, canonical_name, head_of, is_ignorable, plan, variable_of
-from tfgptj.checkpoints.sources import Checkpoint, fingerprint
+from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, assemble
 from tfgptj.config import ALIASES, GPTJConfig
 from tfgptj.errors import CheckpointError, CheckpointMismatchError, ConfigError, TFGPTJError

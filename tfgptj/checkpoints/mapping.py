@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tfgptj.config import GPTJConfig
-from tfgptj.errors import ConfigError
+from tfgptj.errors import CheckpointError, ConfigError
 
 Layout: TypeAlias = Literal["torch", "tensorflow", "flax"]
 
@@ -24,6 +25,11 @@ HEADS = {
     "TFGPTJForSequenceClassification": "classification",
     "TFGPTJForQuestionAnswering": "question_answering",
 }
+
+# What those classes are called in Hugging Face's PyTorch line.
+ARCHITECTURES = {head: name.removeprefix("TF") for name, head in HEADS.items()}
+
+_FRAMEWORKS: dict[Layout, str] = {"torch": "PyTorch", "tensorflow": "TensorFlow", "flax": "Flax"}
 
 # Hugging Face's heads hold their backbone as `transformer`; a backbone saved by itself lacks this first part.
 _PREFIX = re.compile(r"^transformer[./]")
@@ -157,6 +163,36 @@ def _entry(row: Row, config: GPTJConfig, layer: int = 0, *, in_head: bool = Fals
     )
 
 
+def stored_name(entry: Entry, head: str, layout: Layout) -> str:
+    """What a weight is called in a file of that layout.
+
+    Raises:
+        CheckpointError: if that framework has no such weight.
+    """
+    name = entry.names[layout]
+    if name is None:
+        raise CheckpointError(
+            f"{entry.variable}: Hugging Face's {_FRAMEWORKS[layout]} classes have no such weight; save as safetensors"
+        )
+    # A backbone by itself goes without the prefix, but in TensorFlow.
+    has_prefix = not entry.in_head and (head != "none" or layout == "tensorflow")
+    return f"transformer{'.' if layout == 'torch' else '/'}{name}" if has_prefix else name
+
+
+def written_weights(config: GPTJConfig, head: str, layout: Layout) -> list[tuple[str, Entry, bool]]:
+    """What a file of that layout holds: names, entries of the plan, and whether the variable is to be transposed.
+
+    Raises:
+        CheckpointError: if that framework has not all of the weights.
+    """
+    entries = plan(config, head)
+    weights = [(stored_name(entry, head, layout), entry, entry.is_transposed(layout)) for entry in entries]
+    if layout == "tensorflow" and head == "causal_lm" and config.tie_word_embeddings:
+        # Hugging Face's TensorFlow class always has a kernel of its own.
+        weights.append(("lm_head/kernel:0", entries[0], True))
+    return weights
+
+
 def written_buffers(config: GPTJConfig) -> list[tuple[str, float]]:
     """Names and values of the constants that a file in PyTorch's layout holds beside the weights."""
     templates = _WRITTEN_BUFFERS.get(config.activation_function, ())
@@ -179,6 +215,19 @@ def is_ignorable(canonical: str) -> bool:
     (True, True, False)
     """
     return canonical in _HEAD_NAMES or _BUFFER.fullmatch(canonical) is not None
+
+
+def head_in(names: Iterable[str], layout: Layout) -> str:
+    """Whose tensors these are, by the head that is among them.
+
+    >>> head_in(["wte.weight", "qa_outputs.weight"], "torch"), head_in(["wte.weight"], "torch")
+    ('question_answering', 'none')
+    """
+    present = set(names)
+    for head, rows in _HEAD.items():
+        if any(getattr(row, layout) in present for row in rows):
+            return head.removeprefix("tied_")
+    return "none"
 
 
 def head_of(model_class: type) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import os
 import stat
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from tfgptj.checkpoints.tensors import TensorSpec
+from tfgptj.checkpoints.tensors import TensorSpec, aligned_empty, block_buffers
 from tfgptj.errors import CheckpointError, CheckpointFormatError
 
 # What is often saved under the name of a weight file, by its first bytes. A reader asks for them when it has found that
@@ -88,6 +88,37 @@ class RawFile(ABC):
         if name not in self._specs:
             raise CheckpointError(f"{self.path}: holds no tensor {name!r}")
         return self._specs[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of a tensor, in an array of their own.
+
+        Raises:
+            CheckpointFormatError: if the values are damaged, where the format can tell.
+            CheckpointError: if the file has no tensor of that name, is closed, or cannot be read.
+        """
+        spec = self.spec(name)
+        array = aligned_empty(spec.shape, spec.dtype)
+        self._fill(name, 0, array)
+        return array
+
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """The values of a tensor, some rows at a time; each block is overwritten by the next.
+
+        Args:
+            name: the tensor.
+            start: the first row.
+            stop: the row before which to end; None for all.
+
+        Raises:
+            CheckpointError: as for :meth:`read`.
+        """
+        for skip, block in block_buffers(self.spec(name), start, stop):
+            self._fill(name, skip, block)
+            yield block
+
+    @abstractmethod
+    def _fill(self, name: str, skip: int, out: np.ndarray) -> None:
+        """Fill an array with a tensor's values, after so many bytes of them."""
 
     @abstractmethod
     def _read_header(self) -> None:

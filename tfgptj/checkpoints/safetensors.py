@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ import ml_dtypes
 import numpy as np
 
 from tfgptj import limits
-from tfgptj.checkpoints.files import replaced_file
 from tfgptj.checkpoints.raw_file import IMPOSTORS, RawFile, bytes_of
-from tfgptj.checkpoints.tensors import BLOCK_ROWS, TensorSpec, aligned_empty
+from tfgptj.checkpoints.tensors import TensorSpec, announced
 from tfgptj.errors import CheckpointError, CheckpointFormatError
+from tfgptj.files import parse_json, replaced_file
 
 DTYPES: dict[str, np.dtype[Any]] = {
     code: np.dtype(kind)
@@ -59,31 +58,8 @@ class SafetensorsFile(RawFile):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, "a safetensors file")
 
-    def read(self, name: str) -> np.ndarray:
-        """The values of a tensor, in an array of their own.
-
-        Raises:
-            CheckpointError: if the file has no tensor of that name, is closed, or cannot be read.
-        """
-        spec = self.spec(name)
-        array = aligned_empty(spec.shape, spec.dtype)
-        self._read_bytes(self._starts[name], bytes_of(array), f"tensor {name!r}")
-        return array
-
-    def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """The values of a tensor, some rows at a time; each block is overwritten by the next.
-
-        Raises:
-            CheckpointError: as for :meth:`read`.
-        """
-        spec, start = self.spec(name), self._starts[name]
-        count, row_shape = (spec.shape[0], spec.shape[1:]) if spec.shape else (1, ())
-        buffer = np.empty((min(BLOCK_ROWS, count), *row_shape), spec.dtype)
-        for row in range(0, count, BLOCK_ROWS):
-            block = buffer[: count - row]
-            self._read_bytes(start, bytes_of(block), f"tensor {name!r}")
-            start += block.nbytes
-            yield block
+    def _fill(self, name: str, skip: int, out: np.ndarray) -> None:
+        self._read_bytes(self._starts[name] + skip, bytes_of(out), f"tensor {name!r}")
 
     def _read_header(self) -> None:
         size = self._size()
@@ -126,22 +102,10 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
         raise CheckpointFormatError(f"{path}: not a safetensors file: its header begins with {text[:8]!r}, not with {{")
     try:
         # What begins with a brace and is valid is an object.
-        fields: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        fields: dict[str, Any] = parse_json(text, limits.MAX_SAFETENSORS_VALUES)
         return fields
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
-        raise CheckpointFormatError(f"{path}: the header is not valid JSON: {str(error)[:200]}") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {repeated!r:.80} comes twice")
-    return fields
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    except ValueError as error:
+        raise CheckpointFormatError(f"{path}: the header is not valid JSON: {error}") from None
 
 
 def _parse_metadata(path: Path, metadata: Any) -> dict[str, str]:
@@ -164,9 +128,10 @@ def _parse_entry(where: str, name: str, entry: Any) -> tuple[TensorSpec, int, in
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointFormatError(f"{where}: data_offsets must be a start and a stop, got {offsets!r:.80}")
     spec = TensorSpec(name, tuple(shape), DTYPES[dtype])
-    if spec.nbytes != offsets[1] - offsets[0]:
+    span = offsets[1] - offsets[0]
+    if spec.nbytes != span:
         raise CheckpointFormatError(
-            f"{where}: {_describe(spec)} takes {spec.nbytes:,} bytes, but data_offsets span {offsets[1] - offsets[0]:,}"
+            f"{where}: {spec.description} takes {spec.nbytes:,} bytes, but data_offsets span {span:,}"
         )
     return spec, offsets[0], offsets[1]
 
@@ -184,10 +149,6 @@ def _check_ranges(path: Path, entries: dict[str, tuple[TensorSpec, int, int]]) -
             raise CheckpointFormatError(f"{path}: tensor {name!r:.200}: {fault}: starts at {start:,}, expected {end:,}")
         end = stop
     return end
-
-
-def _describe(spec: TensorSpec) -> str:
-    return f"{spec.dtype.name} {list(spec.shape)}"
 
 
 def write_safetensors(
@@ -209,17 +170,10 @@ def write_safetensors(
         OSError: if the file cannot be written.
     """
     header = _header_bytes(path, specs, {"format": "pt"} if metadata is None else metadata)
-    arrays = iter(tensors)
     with replaced_file(path) as file:
         file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
-        for spec in specs:
-            name, array = next(arrays, (None, None))
-            if array is None or (name, array.shape, array.dtype) != spec:
-                found = "nothing" if array is None else f"{name!r}, {array.dtype.name} {list(array.shape)}"
-                raise CheckpointError(f"{path}: expected tensor {spec.name!r}, {_describe(spec)}, got {found}")
+        for _, array in announced(path, specs, tensors):
             file.write(bytes_of(np.ascontiguousarray(array)))
-        if next(arrays, None) is not None:
-            raise CheckpointError(f"{path}: got more tensors than the {len(specs):,} that were announced")
 
 
 def _header_bytes(path: str | os.PathLike[str], specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:

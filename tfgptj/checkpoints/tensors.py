@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
@@ -44,6 +45,11 @@ class TensorSpec(NamedTuple):
         """Bytes that the values take."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def description(self) -> str:
+        """Dtype and shape, for messages."""
+        return f"{self.dtype.name} {list(self.shape)}"
+
 
 class TensorFile(Protocol):
     """A weight file, or several that together hold one checkpoint. Tensors are read when asked for, not before."""
@@ -62,8 +68,8 @@ class TensorFile(Protocol):
     def read(self, name: str) -> np.ndarray:
         """The values of a tensor, in an array of their own."""
 
-    def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """The values of a tensor, some rows at a time; each block is overwritten by the next."""
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """The values of a tensor or of some of its rows, a block at a time; each is overwritten by the next."""
 
     def close(self) -> None:
         """Close the file."""
@@ -75,6 +81,20 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def block_buffers(spec: TensorSpec, start: int, stop: int | None) -> Iterator[tuple[int, np.ndarray]]:
+    """Memory for the rows of a tensor, a block at a time, and where in the tensor's bytes it begins.
+
+    All blocks are the same memory. Of an empty tensor, which may have 2^60 rows, there are none.
+    """
+    count, row_shape = (spec.shape[0], spec.shape[1:]) if spec.shape else (1, ())
+    stop = count if stop is None else stop
+    if spec.size == 0:
+        return
+    buffer = np.empty((min(BLOCK_ROWS, stop - start), *row_shape), spec.dtype)
+    for row in range(start, stop, BLOCK_ROWS):
+        yield row * (spec.nbytes // count), buffer[: stop - row]
 
 
 def assemble(
@@ -101,3 +121,18 @@ def assemble(
     except FloatingPointError:
         raise CheckpointError(f"tensor {spec.name}: holds values too large for {dtype.name}; use a wider one") from None
     return result
+
+
+def announced(
+    path: str | os.PathLike[str], specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and values, each checked to be what the specs say."""
+    arrays = iter(tensors)
+    for spec in specs:
+        name, array = next(arrays, (None, None))
+        if name is None or array is None or (name, array.shape, array.dtype) != spec:
+            found = "nothing" if array is None else f"{name!r}, {array.dtype.name} {list(array.shape)}"
+            raise CheckpointError(f"{path}: expected tensor {spec.name!r}, {spec.description}, got {found}")
+        yield name, array
+    if next(arrays, None) is not None:
+        raise CheckpointError(f"{path}: got more tensors than the {len(specs):,} that were announced")

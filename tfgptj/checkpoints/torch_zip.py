@@ -24,7 +24,7 @@ from tfgptj import limits
 from tfgptj.checkpoints.raw_file import IMPOSTORS, RawFile, bytes_of
 from tfgptj.checkpoints.restricted_pickle import StoredTensor, load_pickle
 from tfgptj.checkpoints.stored_zip import Member, read_members
-from tfgptj.checkpoints.tensors import BLOCK_ROWS, TensorSpec, aligned_empty
+from tfgptj.checkpoints.tensors import TensorSpec, aligned_empty, block_buffers
 from tfgptj.errors import CheckpointFormatError, UnsafeCheckpointError
 
 _ZIP = b"PK\x03\x04"
@@ -63,49 +63,34 @@ class TorchZipFile(RawFile):
         super().__init__(path, "a PyTorch file")
 
     def read(self, name: str) -> np.ndarray:
-        """The values of a tensor, in an array of their own.
-
-        Raises:
-            CheckpointFormatError: if the values do not have the checksum that the file says.
-            CheckpointError: if the file has no tensor of that name, is closed, or cannot be read.
-        """
         spec, place = self.spec(name), self._places[name]
         if place.strides is None:
-            array = aligned_empty(spec.shape, spec.dtype)
-            self._read_values(name, array)
-            return array
+            return super().read(name)
         values = np.empty(place.nbytes // spec.dtype.itemsize, spec.dtype)
-        self._read_values(name, values)
+        self._fill(name, 0, values)
         array = aligned_empty(spec.shape, spec.dtype)
         array[...] = np.lib.stride_tricks.as_strided(values, spec.shape, place.strides, writeable=False)
         return array
 
-    def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """The values of a tensor, some rows at a time; each block is overwritten by the next.
-
-        Where the values are not in order in the file, all are read at once.
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """The values of a tensor, some rows at a time; all at once where they are not in order in the file.
 
         Raises:
             CheckpointError: as for :meth:`read`; after a wrong checksum the last rows have not been given.
         """
         spec, place = self.spec(name), self._places[name]
-        if place.strides is not None or not spec.shape or not spec.size:
-            array = self.read(name)
-            yield array if spec.shape else array.reshape(1)
+        if place.strides is not None:
+            yield self.read(name)[start:stop]
             return
-        buffer = np.empty((min(BLOCK_ROWS, spec.shape[0]), *spec.shape[1:]), spec.dtype)
-        done = checksum = 0
-        for row in range(0, spec.shape[0], BLOCK_ROWS):
-            block = buffer[: spec.shape[0] - row]
-            checksum = self._read_part(name, done, block, checksum)
-            done += block.nbytes
-            if done == place.nbytes:
+        checksum = 0
+        for skip, block in block_buffers(spec, start, stop):
+            checksum = self._read_part(name, skip, block, checksum)
+            if start == 0 and skip + block.nbytes == place.nbytes:
                 self._check_sum(name, checksum)
             yield block
 
-    def _read_values(self, name: str, out: np.ndarray) -> None:
-        """All bytes from the first value of a tensor to the last."""
-        self._check_sum(name, self._read_part(name, 0, out, 0))
+    def _fill(self, name: str, skip: int, out: np.ndarray) -> None:
+        self._check_sum(name, self._read_part(name, skip, out, 0))
 
     def _read_part(self, name: str, done: int, out: np.ndarray, checksum: int) -> int:
         """Read on after what was done already; the checksum of both."""

@@ -12,6 +12,7 @@ from typing import Any
 from tfgptj import limits
 from tfgptj.config import GPTJConfig, read_json
 from tfgptj.errors import GenerationError
+from tfgptj.files import write_json
 
 # New tokens when nobody says how many.
 DEFAULT_NEW_TOKENS = 20
@@ -190,15 +191,14 @@ class GenerationConfig:
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **hub_options: Any) -> GenerationConfig:
         """The generation configuration of a directory, a packaged model or a Hub repository."""
+        from tfgptj.checkpoints.directory import companion
         from tfgptj.checkpoints.hub import resolve_directory
 
         directory = resolve_directory(name_or_path, files="generation", **hub_options)
-        return cls.from_json_file(directory / "generation_config.json")
+        return cls.from_json_file(companion(directory, "generation_config.json"))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `generation_config.json` into a directory, which is created if need be."""
-        from tfgptj.checkpoints.files import write_json
-
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_json(Path(directory) / "generation_config.json", self.to_dict())
 
