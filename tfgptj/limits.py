@@ -21,6 +21,9 @@ MAX_PARAMETERS = 10**12
 # config.json of the largest label maps is a few MB; anything above this is not a configuration.
 MAX_JSON_BYTES = 64 * 2**20
 
+# What lies beside the weights and is copied with them: configurations and tokenizers.
+MAX_DOCUMENT_BYTES = MAX_JSON_BYTES
+
 # safetensors' own limit on its header: 100 MB. A tensor takes a dozen values there, the 14,000 of 1024 layers 170,000;
 # Python needs at most about 100 bytes for each while it reads them.
 MAX_SAFETENSORS_HEADER = 100_000_000

@@ -269,6 +269,7 @@ def write_flax(
                 if position < len(new):
                     file.write(_header(_MAP, counts[parts]))
             _write_array(file, array)
+            del array  # before the next one is made
 
 
 def _new_keys(

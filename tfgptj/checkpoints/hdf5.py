@@ -163,6 +163,7 @@ def write_hdf5(
                 for name, array in announced(path, specs, tensors):
                     place = name if model_name is None else f"{_layer(name)}/{model_name}/{name}"
                     _write_tensor(path, h5, place, array)
+                    del array  # before the next one is made
                     if file.error:  # raised below, when the library is done
                         break
                 _write_names(h5, [spec.name for spec in specs], model_name)

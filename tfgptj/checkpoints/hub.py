@@ -39,6 +39,7 @@ def resolve_directory(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    weights: str = "auto",
 ) -> Path:
     """The local directory of a checkpoint; what is on the Hub is downloaded first.
 

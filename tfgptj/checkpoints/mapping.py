@@ -217,17 +217,15 @@ def is_ignorable(canonical: str) -> bool:
     return canonical in _HEAD_NAMES or _BUFFER.fullmatch(canonical) is not None
 
 
-def head_in(names: Iterable[str], layout: Layout) -> str:
-    """Whose tensors these are, by the head that is among them.
+def heads_in(names: Iterable[str], layout: Layout) -> list[str]:
+    """The heads of which there are weights among some tensors, by their names without prefix.
 
-    >>> head_in(["wte.weight", "qa_outputs.weight"], "torch"), head_in(["wte.weight"], "torch")
-    ('question_answering', 'none')
+    >>> heads_in(["wte.weight", "qa_outputs.weight"], "torch"), heads_in(["wte.weight"], "torch")
+    (['question_answering'], [])
     """
     present = set(names)
-    for head, rows in _HEAD.items():
-        if any(getattr(row, layout) in present for row in rows):
-            return head.removeprefix("tied_")
-    return "none"
+    heads = [head for head, rows in _HEAD.items() if any(getattr(row, layout) in present for row in rows)]
+    return [head for head in heads if head in HEADS.values()]
 
 
 def head_of(model_class: type) -> tuple[str, str]:

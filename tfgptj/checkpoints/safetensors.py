@@ -174,6 +174,7 @@ def write_safetensors(
         file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
         for _, array in announced(path, specs, tensors):
             file.write(bytes_of(np.ascontiguousarray(array)))
+            del array  # before the next one is made
 
 
 def _header_bytes(path: str | os.PathLike[str], specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:

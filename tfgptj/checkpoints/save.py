@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,12 @@ class ModelWeights:
         """The dtype that a weight has."""
         return FLOAT_DTYPES[keras.backend.standardize_dtype(variable_of(self._model, entry).dtype)]
 
-    def value(self, entry: Entry, spec: TensorSpec, *, transpose: bool) -> np.ndarray:
-        """A weight, or its transpose, in the dtype of the spec."""
-        own = TensorSpec(spec.name, entry.shape, self.dtype(entry))
-        # The cast changes nothing: it makes a tensor of a variable, which cannot be sliced on every backend.
-        tensor = ops.cast(variable_of(self._model, entry), own.dtype.name)
-        rows = range(0, entry.shape[0], BLOCK_ROWS)
-        blocks = (ops.convert_to_numpy(tensor[row : row + BLOCK_ROWS]) for row in rows)
-        return assemble(blocks, own, spec.dtype, transpose=transpose)
+    def values(self, wanted: Sequence[tuple[Entry, TensorSpec, bool]]) -> Iterator[np.ndarray]:
+        """Weights in the dtypes of their specs, transposed where that is asked for."""
+        for entry, spec, transpose in wanted:
+            own = TensorSpec(spec.name, entry.shape, self.dtype(entry))
+            # The cast changes nothing: it makes a tensor of a variable, which cannot be sliced on every backend.
+            tensor = ops.cast(variable_of(self._model, entry), own.dtype.name)
+            rows = range(0, entry.shape[0], BLOCK_ROWS)
+            blocks = (ops.convert_to_numpy(tensor[row : row + BLOCK_ROWS]) for row in rows)
+            yield assemble(blocks, own, spec.dtype, transpose=transpose)

@@ -134,5 +134,6 @@ def announced(
             found = "nothing" if array is None else f"{name!r}, {array.dtype.name} {list(array.shape)}"
             raise CheckpointError(f"{path}: expected tensor {spec.name!r}, {spec.description}, got {found}")
         yield name, array
+        del array  # before the next one is made
     if next(arrays, None) is not None:
         raise CheckpointError(f"{path}: got more tensors than the {len(specs):,} that were announced")

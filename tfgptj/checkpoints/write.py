@@ -57,8 +57,8 @@ class WeightSource(Protocol):
     def dtype(self, entry: Entry) -> np.dtype[Any]:
         """The dtype that a weight has."""
 
-    def value(self, entry: Entry, spec: TensorSpec, *, transpose: bool) -> np.ndarray:
-        """A weight, or its transpose, in the dtype of the spec."""
+    def values(self, wanted: Sequence[tuple[Entry, TensorSpec, bool]]) -> Iterator[np.ndarray]:
+        """Weights, or their transposes where that is asked for, in the dtypes of their specs, one after the other."""
 
 
 class _Tensors:
@@ -82,14 +82,13 @@ class _Tensors:
         by_width = form == "safetensors"
         self.specs = sorted(specs, key=lambda spec: (-spec.dtype.itemsize if by_width else 0, spec.name))
 
-    def read(self, specs: Iterable[TensorSpec]) -> Iterator[tuple[str, np.ndarray]]:
+    def read(self, specs: Sequence[TensorSpec]) -> Iterator[tuple[str, np.ndarray]]:
         """Names and values of some tensors, one at a time."""
-        for spec in specs:
-            if spec.name in self._buffers:
-                yield spec.name, self._buffers[spec.name]
-                continue
-            entry, transpose = self._weights[spec.name]
-            yield spec.name, self._source.value(entry, spec, transpose=transpose)
+        names = [spec.name for spec in specs]
+        wanted = [(*self._weights[spec.name], spec) for spec in specs if spec.name in self._weights]
+        values = self._source.values([(entry, spec, transpose) for entry, transpose, spec in wanted])
+        for name in names:
+            yield name, self._buffers[name] if name in self._buffers else next(values)
 
 
 def write_checkpoint(
@@ -200,8 +199,9 @@ def _reporting(tensors: _Tensors, progress: Progress) -> Callable[[Sequence[Tens
 
     def read(specs: Sequence[TensorSpec]) -> Iterator[tuple[str, np.ndarray]]:
         nonlocal done
-        for spec, named in zip(specs, tensors.read(specs), strict=True):
-            yield named
+        values = tensors.read(specs)
+        for spec in specs:
+            yield next(values)
             done += spec.nbytes
             progress(done, total)
 
