@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import keras
 import pytest
 import tensorflow as tf
+from safetensors import safe_open
 
 from tfgptj import cli, pipeline
 from tfgptj.pipelines.text_generation import TextGenerationPipeline
@@ -59,22 +61,25 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_help_and_info_load_no_framework() -> None:
+def test_only_run_and_train_load_a_framework(tmp_path: Path) -> None:
     program = f"""
 import sys
 from tfgptj import cli
-for arguments in ("--help", "run --help", "train --help", "--version", "", "run --greedy --top-k 3"):
+for arguments in ("--help", "run --help", "train --help", "convert --help", "--version", "", "run --greedy --top-k 3"):
     try:
         cli.main(arguments.split())
     except SystemExit:
         pass
-assert cli.main(["info", {str(GOLDENS / "causal_lm")!r}]) == 0
 print([name for name in ("tensorflow", "keras", "numpy", "huggingface_hub") if name in sys.modules])
+assert cli.main(["info", {str(GOLDENS / "causal_lm")!r}]) == 0
+assert cli.main(["convert", {str(GOLDENS / "causal_lm")!r}, {str(tmp_path / "new")!r}]) == 0
+assert cli.main(["validate", {str(tmp_path / "new")!r}]) == 0
+print([name for name in ("tensorflow", "keras") if name in sys.modules])
 """
     result = subprocess.run(
         [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
-    assert result.stdout.endswith("[]\n")
+    assert result.stdout.count("[]\n") == 2
     assert "PROMPT" in result.stdout and "OUTPUT_DIR" in result.stdout
 
 
@@ -291,3 +296,41 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["info", str(GOLDENS / name)]) == cli.OK
         assert f"with the head: {head}\n" in capsys.readouterr().out
     assert "holds no config.json" in failure(["info", str(FIXTURES)], capsys)
+
+
+def test_info_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["convert", "shakespeare", str(tmp_path), "--max-shard-size", "3MB", "--dtype", "float32"]) == cli.OK
+    )
+    assert cli.main(["info", str(tmp_path)]) == cli.OK
+    text = capsys.readouterr().out
+    assert re.search(r"weights +model\.safetensors\.index\.json, 87 tensors in 5 files\n", text)
+    assert re.search(r"stored as +float32: 14\.0 MiB\n", text)
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["convert", str(GOLDENS / "causal_lm"), str(tmp_path / "new")]
+    assert cli.main([*command, "--format", "h5", "--quiet"]) == cli.OK
+    assert capsys.readouterr().out == f"saved in {tmp_path / 'new'}\n"
+    assert (tmp_path / "new" / "tf_model.h5").is_file()
+    assert "is not empty; choose another directory" in failure(command, capsys)
+    assert cli.main([*command, "--overwrite", "--dtype", "bfloat16"]) == cli.OK
+    assert not (tmp_path / "new" / "tf_model.h5").exists()
+    with safe_open(tmp_path / "new" / "model.safetensors", "np") as file:
+        assert file.get_slice("lm_head.bias").get_dtype() == "BF16"
+    assert "max_shard_size must be a number of bytes" in failure(
+        [*command, "--overwrite", "--max-shard-size", "x"], capsys
+    )
+    assert "--format" in usage_error([*command, "--format", "onnx"], capsys)
+
+
+def test_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["validate", "shakespeare"]) == cli.OK
+    assert capsys.readouterr().out.endswith("no faults\n")
+    assert cli.main(["convert", "shakespeare", str(tmp_path), "--quiet"]) == cli.OK
+    (tmp_path / "generation_config.json").write_text('{"top_k": "many"}')
+    capsys.readouterr()
+    assert cli.main(["validate", str(tmp_path)]) == cli.FAILED
+    captured = capsys.readouterr()
+    assert "fault: " in captured.out and "top_k" in captured.out
+    assert captured.err == f"tfgptj: error: {tmp_path}: 1 fault(s), listed above\n"

@@ -87,9 +87,7 @@ class StoredWeights:
         parameters = checkpoint.companion("generation_config.json")
         found = [parameters] + [tokenizer / name for name in TOKENIZER_FILES]
         names = ["generation_config.json", *TOKENIZER_FILES]
-        self.documents = {
-            name: _small_file(path) for name, path in zip(names, found, strict=True) if path.is_file()
-        }
+        self.documents = {name: _small_file(path) for name, path in zip(names, found, strict=True) if path.is_file()}
 
     def dtype(self, entry: Entry) -> np.dtype[Any]:
         """The dtype that a weight has."""

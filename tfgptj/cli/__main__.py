@@ -1,0 +1,7 @@
+"""`python -m tfgptj.cli` is the `tfgptj` command."""
+
+import sys
+
+from tfgptj.cli import main
+
+sys.exit(main())
