@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import random
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import GOLDENS
 from malformed import hdf5_files
-from malformed.child import read_in_child
-from malformed.hdf5_files import FailingDisk, open_objects
+from malformed.child import read_in_children
+from malformed.hdf5_files import FailingDisk, InterruptingDisk, open_objects
 
+from tfgptj import limits
 from tfgptj.checkpoints.hdf5 import HDF5File
-from tfgptj.checkpoints.hdf5_structure import LibraryFile, find_tensors
+from tfgptj.checkpoints.hdf5_structure import LibraryFile, find_tensors, signals_deferred
 from tfgptj.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError
 
 
@@ -40,45 +43,9 @@ def test_hostile_files_take_little_memory_and_open_no_others(tmp_path: Path) -> 
         hdf5_files.REFUSED[case].build(tmp_path / case)
     (tmp_path / hdf5_files.SECRET).unlink()
     os.mkfifo(tmp_path / hdf5_files.SECRET)  # whoever opened this would wait for ever
-    results, memory = read_in_child(HDF5File, [tmp_path / case for case in cases])
-    assert all("Error: " in result for result in results)
-    assert memory < 2**25
-
-
-def test_every_prefix_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tf_model.h5"
-    valid = hdf5_files.valid_bytes(path)
-    for length in (*range(200), *np.linspace(200, len(valid) - 1, 64, dtype=int)):
-        path.write_bytes(valid[:length])
-        with pytest.raises(CheckpointFormatError, match="the file is empty|not an HDF5 file|cut short"):
-            HDF5File(path)
-
-
-def flipped_bits(content: bytes, directory: Path, count: int) -> list[Path]:
-    """Copies with one other bit each."""
-    chance, paths = random.Random(0), []
-    for number in range(count):
-        values = bytearray(content)
-        values[chance.randrange(len(values))] ^= 1 << chance.randrange(8)
-        paths.append(directory / f"{number}.h5")
-        paths[-1].write_bytes(values)
-    return paths
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_flipped_bits_give_an_error_or_tensors_of_the_stored_sizes(tmp_path: Path, chunked: bool) -> None:
-    """In another process: the HDF5 library is written in C, and has crashed on damaged files before."""
-    path, sound = tmp_path / "sound.h5", {"lm_head/kernel:0": ["float32", 3, 4], "wte/weight:0": ["float16", 70, 3]}
-    content = hdf5_files.valid_bytes(path, **({"chunks": (40, 2), "compression": "gzip"} if chunked else {}))
-    results, memory = read_in_child(HDF5File, [path, *flipped_bits(content, tmp_path, 500)])
-    assert results[0] == sound
-    errors = [result for result in results[1:] if isinstance(result, str)]
-    assert len(errors) > 50
-    assert all(error.startswith(("CheckpointFormatError: ", "UnsafeCheckpointError: ")) for error in errors)
-    # Nothing confirms a name, or the shape of what is in chunks: that must be as the configuration calls for.
-    found = [shape for result in results[1:] if not isinstance(result, str) for shape in result.values()]
-    assert chunked or all(shape in sound.values() for shape in found)
-    assert memory < 2**25
+    for found in read_in_children(HDF5File, [tmp_path / case for case in cases], together=len(cases)):
+        assert "Error: " in found.result
+        assert found.memory < 2**25
 
 
 def test_a_failing_disk_is_reported_wherever_it_fails() -> None:
@@ -96,6 +63,39 @@ def test_a_failing_disk_is_reported_wherever_it_fails() -> None:
             break
     assert calls > 20
     assert open_objects() == opened
+
+
+def test_an_interrupt_waits_until_the_library_is_done() -> None:
+    opened = open_objects()
+    content = (GOLDENS / "formats" / "tensorflow" / "causal_lm" / "tf_model.h5").read_bytes()
+    for calls in (0, 1, 10, 20):
+        with pytest.raises(KeyboardInterrupt):
+            find_tensors(Path("m.h5"), LibraryFile(InterruptingDisk(content, calls)), len(content))
+        assert open_objects() == opened
+
+
+def test_signals_reach_those_who_wait_for_them() -> None:
+    caught: list[int] = []
+    usual = signal.signal(signal.SIGUSR1, lambda number, frame: caught.append(number))
+    try:
+        with signals_deferred():
+            signal.raise_signal(signal.SIGUSR1)
+            assert not caught
+        assert caught == [signal.SIGUSR1]
+        with ThreadPoolExecutor(1) as pool:  # only the main thread may change what signals do, and needs to
+            pool.submit(lambda: signals_deferred().__enter__()).result()
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+
+
+@pytest.mark.parametrize("count", [5, 10])
+def test_chunks_are_counted_over_all_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(limits, "MAX_HDF5_CHUNKS", 9)
+    with h5py.File(tmp_path / "m.h5", "w") as h5:
+        for name in "xyz"[: 10 // count]:
+            h5.create_dataset(name, data=np.ones(count), chunks=(1,))
+    with pytest.raises(CheckpointFormatError, match=f"has {count} chunks; at most 9 are read from a file; rewrite it"):
+        HDF5File(tmp_path / "m.h5")
 
 
 def test_h5py_may_read_in_its_other_way() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +15,19 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reader_checks import Tensors, assert_equal, read, specs_of, tensors_of
 
 from tfgptj import limits
 from tfgptj.checkpoints.safetensors import DTYPES, SafetensorsFile, write_safetensors
 from tfgptj.checkpoints.tensors import TensorSpec, assemble
 from tfgptj.errors import CheckpointError, CheckpointFormatError
 
-Tensors = dict[str, np.ndarray]
-
-
-def specs_of(tensors: Tensors) -> list[TensorSpec]:
-    return [TensorSpec(name, array.shape, array.dtype) for name, array in tensors.items()]
+NUMPY = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 def write(path: Path, tensors: Tensors, **options: Any) -> Path:
     write_safetensors(path, specs_of(tensors), tensors.items(), **options)
     return path
-
-
-def read(path: Path) -> Tensors:
-    with SafetensorsFile(path) as file:
-        return {name: file.read(name) for name in file.names}
-
-
-def assert_equal(actual: Tensors, expected: Tensors) -> None:
-    assert set(actual) == set(expected)
-    for name, array in expected.items():
-        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape)
-        assert actual[name].tobytes() == array.tobytes()  # NaN, too
 
 
 def file_bytes(header: Any, data: bytes = b"") -> bytes:
@@ -61,27 +44,15 @@ def one(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4), data: int 
     return file_bytes({"a": entry(dtype, shape, offsets)}, bytes(data))
 
 
-@st.composite
-def tensors(draw: st.DrawFn, dtypes: Iterable[str] = DTYPES) -> Tensors:
-    names = draw(st.lists(st.text(max_size=8).filter(lambda name: name != "__metadata__"), max_size=5, unique=True))
-    result = {}
-    for name in names:
-        dtype = DTYPES[draw(st.sampled_from(sorted(dtypes)))]
-        shape = draw(st.lists(st.integers(0, 3), max_size=3))
-        count = int(np.prod(shape)) * dtype.itemsize
-        values = draw(st.binary(min_size=count, max_size=count))
-        values = bytes(byte & 1 for byte in values) if dtype.kind == "b" else values
-        result[name] = np.frombuffer(values, dtype).reshape(shape)
-    return result
-
-
 @settings(max_examples=60, deadline=None)
-@given(original=tensors(), metadata=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
+@given(
+    original=tensors_of("safetensors"), metadata=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2)
+)
 def test_what_is_written_is_read_by_the_library_and_by_us(
     tmp_path_factory: pytest.TempPathFactory, original: Tensors, metadata: dict[str, str]
 ) -> None:
     path = write(tmp_path_factory.mktemp("a") / "model.safetensors", original, metadata=metadata)
-    assert_equal(read(path), original)
+    assert_equal(read(SafetensorsFile, path), original)
     with SafetensorsFile(path) as file:
         assert file.metadata == metadata
     found = dict(safetensors.deserialize(path.read_bytes()))
@@ -93,14 +64,14 @@ def test_what_is_written_is_read_by_the_library_and_by_us(
 
 
 @settings(max_examples=40, deadline=None)
-@given(original=tensors(dtypes=["F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"]))
+@given(original=tensors_of("safetensors", NUMPY))
 def test_the_librarys_files_are_read_and_ours_are_byte_for_byte_the_same(
     tmp_path_factory: pytest.TempPathFactory, original: Tensors
 ) -> None:
     content = safetensors.numpy.save(original, {"format": "pt"})
     path = tmp_path_factory.mktemp("b") / "model.safetensors"
     path.write_bytes(content)
-    assert_equal(read(path), original)
+    assert_equal(read(SafetensorsFile, path), original)
     with SafetensorsFile(path) as file:
         in_order = {name: original[name] for name in file.names}
     assert write(path, in_order).read_bytes() == content
@@ -108,26 +79,13 @@ def test_the_librarys_files_are_read_and_ours_are_byte_for_byte_the_same(
 
 def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
     original = {"x": np.array([1, np.nan, -np.inf, 3.14], ml_dtypes.bfloat16)}
-    assert_equal(read(write(tmp_path / "m.safetensors", original)), original)
+    assert_equal(read(SafetensorsFile, write(tmp_path / "m.safetensors", original)), original)
 
 
 def test_values_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
     for name in ("x", "xx", "xxx", "xxxxxxxxx"):
         content = write(tmp_path / "m.safetensors", {name: np.ones(3)}).read_bytes()
         assert int.from_bytes(content[:8], "little") % 8 == 0
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (64,), (65, 3), (200, 2, 2)])
-def test_blocks_are_the_rows_of_the_tensor(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    original = np.random.default_rng(0).standard_normal(shape, np.float32)
-    rows = original.reshape(shape or (1,))
-    with SafetensorsFile(write(tmp_path / "m.safetensors", {"x": original})) as file:
-        done = 0
-        for block in file.blocks("x"):
-            assert 0 < len(block) <= 64
-            np.testing.assert_array_equal(block, rows[done : done + len(block)])
-            done += len(block)
-    assert done == (len(rows) if original.size else 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
@@ -157,10 +115,10 @@ DEEP = b'{"a":' * 100_000
 DAMAGED: dict[str, tuple[bytes, str, bool]] = {
     "empty": (b"", "the file is empty", False),
     "short": (b"\x08\0\0", "not a safetensors file: its header's length is 8", False),
-    "no header": (struct.pack("<Q", 0), "its header's length is 0, not between 2 and 100,000,000", False),
+    "no header": (struct.pack("<Q", 0), "its header's length is 0, not between 2 and 4,194,304", False),
     "huge header": (struct.pack("<Q", 2**63) + b"{}", "its header's length is 9,223,372,036,854,775,808", False),
     "all ones": (b"\xff" * 8 + b"{}", "its header's length is 18,446,744,073,709,551,615", False),
-    "over the limit": (struct.pack("<Q", 100_000_001) + b"{}", "its header's length is 100,000,001", False),
+    "over the limit": (struct.pack("<Q", 2**22 + 1) + b"{}", "its header's length is 4,194,305, not between", False),
     "header over the end": (struct.pack("<Q", 50) + b"{}", "cut short: the header takes 58 bytes, the file", False),
     "values cut": (VALID[:-1], f"cut short: {len(VALID)} bytes expected, {len(VALID) - 1} found", False),
     "trailing bytes": (VALID + b"PK", f"has bytes after the last tensor: {len(VALID)} bytes expected", False),
@@ -236,15 +194,7 @@ def test_a_header_need_not_be_sorted_and_may_say_more(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(file_bytes(header, struct.pack("<fBB", 1.5, 6, 7)))
     assert library_accepts(path.read_bytes())
-    assert_equal(read(path), {"a": np.array([1.5], np.float32), "b": np.array([6, 7], np.uint8)})
-
-
-def test_every_prefix_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    for length in range(len(VALID)):
-        path.write_bytes(VALID[:length])
-        with pytest.raises(CheckpointFormatError):
-            SafetensorsFile(path)
+    assert_equal(read(SafetensorsFile, path), {"a": np.array([1.5], np.float32), "b": np.array([6, 7], np.uint8)})
 
 
 def test_flipped_bits_give_an_error_or_a_file_that_the_library_takes_too(tmp_path: Path) -> None:
@@ -254,7 +204,7 @@ def test_flipped_bits_give_an_error_or_a_file_that_the_library_takes_too(tmp_pat
         content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         path.write_bytes(content)
         try:
-            read(path)
+            read(SafetensorsFile, path)
         except CheckpointFormatError:
             continue
         assert library_accepts(bytes(content))
@@ -266,31 +216,6 @@ def test_the_header_limit_is_the_librarys(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(limits, "MAX_SAFETENSORS_HEADER", 20)
     with pytest.raises(CheckpointFormatError, match="not between 2 and 20"):
         SafetensorsFile(path)
-
-
-def test_things_that_are_no_files(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no such file"):
-        SafetensorsFile(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointFormatError, match="is a directory, expected a safetensors file"):
-        SafetensorsFile(tmp_path)
-    os.symlink("loop", tmp_path / "loop")
-    with pytest.raises(CheckpointError, match="cannot be opened: Too many levels of symbolic links"):
-        SafetensorsFile(tmp_path / "loop")
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointFormatError, match="is no regular file, expected a safetensors file"):
-        SafetensorsFile(tmp_path / "pipe")
-
-
-def test_reading_what_is_not_there(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.safetensors", {"x": np.ones(1000)})
-    with SafetensorsFile(path) as file:
-        with pytest.raises(CheckpointError, match="holds no tensor 'y'"):
-            file.read("y")
-        os.truncate(path, 1000)
-        with pytest.raises(CheckpointFormatError, match="cut short while being read: tensor 'x' ends 7,"):
-            file.read("x")
-    with pytest.raises(CheckpointError, match="tensor 'x' was asked for after the file was closed"):
-        file.read("x")
 
 
 def test_a_failing_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,40 +233,6 @@ def test_a_failing_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 ONE = np.ones(2, np.float32)
 
 
-@pytest.mark.parametrize(
-    ("announced", "given", "text"),
-    [
-        ({"x": ONE}, {"y": ONE}, r"expected tensor 'x', float32 \[2\], got 'y', float32 \[2\]"),
-        ({"x": ONE}, {"x": np.ones(3, np.float32)}, r"got 'x', float32 \[3\]"),
-        ({"x": ONE}, {"x": np.ones(2)}, r"got 'x', float64 \[2\]"),
-        ({"x": ONE, "y": ONE}, {"x": ONE}, r"expected tensor 'y', float32 \[2\], got nothing"),
-        ({"x": ONE}, {"x": ONE, "y": ONE}, "got more tensors than the 1 that were announced"),
-        ({"x": np.ones(2, complex)}, {}, "tensor 'x': safetensors has no dtype complex128"),
-        ({"__metadata__": ONE}, {}, "the name '__metadata__' is taken"),
-    ],
-)
-def test_tensors_must_be_those_announced(tmp_path: Path, announced: Tensors, given: Tensors, text: str) -> None:
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(b"old")
-    with pytest.raises(CheckpointError, match=text):
-        write_safetensors(path, specs_of(announced), given.items())
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_two_tensors_cannot_have_one_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="the name 'x' is taken"):
-        write_safetensors(tmp_path / "m", specs_of({"x": ONE}) * 2, [])
-
-
-def test_only_one_tensor_is_held_at_a_time(tmp_path: Path) -> None:
-    alive: list[int] = []
-
-    def values() -> Iterable[tuple[str, np.ndarray]]:
-        for name in "abc":
-            alive.append((tmp_path / "m").exists())
-            yield name, ONE
-
-    write_safetensors(tmp_path / "m", specs_of(dict.fromkeys("abc", ONE)), values())
-    assert alive == [False] * 3
-    assert_equal(read(tmp_path / "m"), dict.fromkeys("abc", ONE))
+def test_the_name_of_the_metadata_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the name '__metadata__' is taken"):
+        write(tmp_path / "m.safetensors", {"__metadata__": np.ones(1)})

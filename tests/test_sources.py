@@ -150,13 +150,38 @@ def test_a_tensor_that_the_index_lacks(sharded: Path) -> None:
         ("{}", "weight_map must map tensors to shards, got None"),
         ('{"weight_map": {}}', r"weight_map must map tensors to shards, got \{\}"),
         ('{"weight_map": {"a": "b.safetensors"}, "metadata": 1}', "metadata must be an object, got 1"),
+        ("[" + "1," * 2**18 + "1]", "not valid JSON: more than 262,144 values"),
+        (" " * (2**23 + 1), "8,388,609 bytes; at most 8,388,608 are read of an index"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_an_index_that_is_none(tmp_path: Path, content: str, text: str) -> None:
     (tmp_path / INDEX).write_text(content)
     with pytest.raises(CheckpointFormatError, match=text) as caught:
         Checkpoint(tmp_path)
     assert INDEX in str(caught.value)
+
+
+def test_an_index_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / INDEX
+    for make in (os.mkfifo, os.mkdir):
+        make(path)
+        with pytest.raises(CheckpointFormatError, match=f"{INDEX}: is no regular file, expected the index"):
+            Checkpoint(tmp_path)
+        path.rmdir() if path.is_dir() else path.unlink()
+    path.symlink_to(INDEX)
+    with pytest.raises(CheckpointError, match=f"{INDEX}: cannot be read: Too many levels of symbolic links"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 7, -1, 1.5e9, "1 GB", None, ...])
+def test_no_one_relies_on_the_total_size(sharded: Path, size: Any) -> None:
+    """Old files count parameters there, or have floats, or nothing."""
+    edit_index(sharded, lambda index: index["metadata"].update({"total_size": size}) if size is not ... else None)
+    if size is ...:
+        edit_index(sharded, lambda index: index.pop("metadata"))
+    with Checkpoint(sharded) as checkpoint:
+        assert len(checkpoint.names) == 25
 
 
 @pytest.mark.parametrize(("label", "layout"), [("pt", "torch"), ("tf", "tensorflow"), ("flax", "flax")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import struct
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ from malformed.torch_files import (
 
 from tfgptj import limits
 from tfgptj.checkpoints.torch_zip import TorchZipFile
-from tfgptj.errors import CheckpointError, CheckpointFormatError
+from tfgptj.errors import CheckpointFormatError
 
 MIXED = (GOLDENS / "formats" / "torch" / "variants" / "mixed.pt").read_bytes()  # PyTorch wrote it, with one tensor, x
 
@@ -135,27 +134,6 @@ def test_time_does_not_grow_with_the_square_of_the_directory(tmp_path: Path) -> 
     with pytest.raises(CheckpointFormatError, match="should name 9 members; it has 305,040 entries with 1 names"):
         TorchZipFile(save(tmp_path, b"PK\x03\x04" + entry * count + end))
     assert time.perf_counter() - start < 5
-
-
-def test_every_prefix_is_refused(tmp_path: Path) -> None:
-    points = [round(point * (len(MIXED) - 1) / 64) for point in range(65)]
-    for length in (*range(200), *points):
-        with pytest.raises(CheckpointFormatError):
-            TorchZipFile(save(tmp_path, MIXED[:length]))
-
-
-def test_a_flipped_bit_is_found_or_means_nothing(tmp_path: Path) -> None:
-    chance, refused = random.Random(0), 0
-    for _ in range(500):
-        flipped = bytearray(MIXED)
-        flipped[chance.randrange(len(MIXED))] ^= 1 << chance.randrange(8)
-        try:
-            found = values_in(save(tmp_path, bytes(flipped)))
-        except CheckpointError:
-            refused += 1
-        else:
-            assert found == {"x": list(range(24))}
-    assert refused > 200  # the other bits are padding, dates, and members that are not read
 
 
 def test_every_flipped_bit_of_the_pickle_is_found(tmp_path: Path) -> None:

@@ -24,17 +24,40 @@ MAX_JSON_BYTES = 64 * 2**20
 # What lies beside the weights and is copied with them: configurations and tokenizers.
 MAX_DOCUMENT_BYTES = MAX_JSON_BYTES
 
-# safetensors' own limit on its header: 100 MB. A tensor takes a dozen values there, the 14,000 of 1024 layers 170,000;
-# Python needs at most about 100 bytes for each while it reads them.
-MAX_SAFETENSORS_HEADER = 100_000_000
-MAX_SAFETENSORS_VALUES = 2**19
+# NumPy's own limits: on the dimensions of an array, and on its bytes, which it counts in 63 bits.
+MAX_DIMENSIONS = 64
+MAX_TENSOR_BYTES = 2**63 - 1
+
+# A tensor takes about 130 bytes and a dozen values in a safetensors header, the 14,000 of 1024 layers 1.8 MB and
+# 170,000 values. Python needs at most about 130 bytes for a value while it reads them, and text takes up to four times
+# its bytes, twice: 34 MiB for either. The safetensors library allows 100 MB, from which hostile files make a gigabyte.
+MAX_SAFETENSORS_HEADER = 4 * 2**20
+MAX_SAFETENSORS_VALUES = 2**18
+
+# The index of a sharded checkpoint has two values and about 80 bytes for a tensor.
+MAX_INDEX_BYTES = 8 * 2**20
+MAX_INDEX_VALUES = 2**18
 
 # PyTorch's pickle spends about 25 opcodes and 150 bytes on a tensor, GPT-J-6B's 342 tensors 9,000 and 50 kB; the 14,000
 # of 1024 layers come to 350,000 and 2.1 MB. An opcode makes at most one object of some 80 bytes (an empty dict and the
 # reference to it), and text takes up to four times its bytes: together at most 42 + 32 MiB while a pickle is read.
 MAX_PICKLE_OPCODES = 2**19
 MAX_PICKLE_BYTES = 8 * 2**20
+MAX_PICKLE_NAME = 256  # bytes of a line with a module's or a function's name; PyTorch's have at most 18
 
 # PyTorch's ZIP files have a member for each tensor and five or six more; their directory takes about 80 bytes for each.
 MAX_ZIP_MEMBERS = 2**16
 MAX_ZIP_DIRECTORY = MAX_ZIP_MEMBERS * 256  # bytes: 16 MiB
+
+# A whole tf_model.h5 has 10 groups and 10 datasets for a layer, 20,480 for 1024 layers, in groups 7 deep.
+MAX_HDF5_OBJECTS = 2**15
+MAX_HDF5_DEPTH = 16
+
+# Hugging Face stores no chunks, but h5repack and h5py can: of some 256 KiB, and then GPT-J-6B has 95,000. A chunk takes
+# as little as 10 bytes in the file, and about 400 bytes of memory while the file is open: at most 50 MiB.
+MAX_HDF5_CHUNKS = 2**17
+
+# A flax_model.msgpack has 20 keys for a layer, 20,480 for 1024 layers. GPT-J's longest name has 40 characters; one of
+# 256 leads through 128 maps within each other at most, and no deeper the reader descends.
+MAX_MSGPACK_KEYS = 2**15
+MAX_MSGPACK_NAME = 256

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import struct
 import zlib
 from collections.abc import Callable
@@ -105,6 +106,15 @@ class FailingDisk(io.BytesIO):
         self.calls -= 1
         if self.calls < 0:
             raise OSError(code, text)
+
+
+class InterruptingDisk(FailingDisk):
+    """A file in one of whose calls somebody presses Ctrl-C."""
+
+    def _count(self, code: int, text: str) -> None:
+        self.calls -= 1
+        if self.calls == -1:
+            signal.raise_signal(signal.SIGINT)
 
 
 # Links

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # Pickles
 
 NONE, TRUE, FALSE, EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT = b"N", b"\x88", b"\x89", b")", b"]", b"}"
@@ -167,6 +169,22 @@ def members(
 def torch_file(value: bytes, storages: Mapping[str, bytes] | None = None, byteorder: bytes | None = b"little") -> bytes:
     """A sound archive with a pickle of this value."""
     return archive(members(program(value), storages, byteorder))
+
+
+_KINDS = {
+    "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double", "int64": "Long",
+    "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool",
+}  # fmt: skip
+
+
+def file_of(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A sound archive with these tensors, each with a storage of its own."""
+    entries, storages = {}, {}
+    for key, (given, array) in enumerate(arrays.items()):
+        stored = storage(str(key), f"{_KINDS[array.dtype.name]}Storage", array.size)
+        entries[given] = tensor(stored, 0, array.shape, [step // array.itemsize for step in array.strides])
+        storages[str(key)] = array.tobytes()
+    return torch_file(dict_of(entries), storages)
 
 
 GOOD = program(dict_of({"x": tensor()}))

@@ -21,18 +21,13 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
+from tfgptj import limits
 from tfgptj.checkpoints.raw_file import IMPOSTORS, RawFile, bytes_of
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, TensorSpec, announced
 from tfgptj.errors import CheckpointError, CheckpointFormatError
 from tfgptj.files import replaced_file
 
 _Value = TypeVar("_Value")
-
-# A layer of GPT-J has 20 keys, and the largest model allowed has 1024 layers.
-_MAX_KEYS = 2**15
-_MAX_NAME = 256  # characters, and so 128 maps within each other; GPT-J's longest name has 40
-_MAX_DIMENSIONS = 64  # NumPy's own limit
-_MAX_BYTES = 2**63 - 1
 
 _ARRAY, _SCALAR = 1, 3  # Flax's extension types
 _TRUE = b"\xc3"
@@ -130,8 +125,8 @@ class _Scan:
                 raise self._fault(f"{name!r:.200}: the key {key!r:.80} comes twice, is empty or has a slash")
             keys.add(key)
             child = f"{name}/{key}" if name else key
-            if len(child) > _MAX_NAME:
-                raise self._fault(f"{child!r:.80}: names have {_MAX_NAME} characters at most")
+            if len(child) > limits.MAX_MSGPACK_NAME:
+                raise self._fault(f"{child!r:.80}: names have {limits.MAX_MSGPACK_NAME} characters at most")
             first = self._peek()
             if first in _MAP.sizes or first in _MAP.widths:
                 self.read_map(child)
@@ -147,8 +142,8 @@ class _Scan:
         if self._read_size(_LIST, name) != 3:
             raise self._fault(f"tensor {name!r}: expected shape, dtype and bytes")
         dimensions = self._read_size(_LIST, name)
-        if dimensions > _MAX_DIMENSIONS:
-            raise self._fault(f"tensor {name!r}: {dimensions:,} dimensions, more than {_MAX_DIMENSIONS}")
+        if dimensions > limits.MAX_DIMENSIONS:
+            raise self._fault(f"tensor {name!r}: {dimensions:,} dimensions, more than {limits.MAX_DIMENSIONS}")
         shape = tuple(self._read_size(_SIZE, name) for _ in range(dimensions))
         dtype = self._read_text()
         if dtype not in FLOAT_DTYPES:
@@ -198,14 +193,16 @@ class _Scan:
         """The number of keys of a map, within what is allowed for the whole file."""
         count = self._read_size(_MAP, "the file")
         self._keys += count
-        if self._keys > _MAX_KEYS:
-            raise self._fault(f"{count:,} keys make more than {_MAX_KEYS:,}: these are not the weights of a GPT-J")
+        if self._keys > limits.MAX_MSGPACK_KEYS:
+            raise self._fault(
+                f"{count:,} keys make more than {limits.MAX_MSGPACK_KEYS:,}: these are not the weights of a GPT-J"
+            )
         return count
 
     def _read_text(self) -> str:
         size = self._read_size(_TEXT, "a key or dtype")
-        if size > 4 * _MAX_NAME:
-            raise self._fault(f"text of {size:,} bytes; names have {_MAX_NAME} characters at most")
+        if size > 4 * limits.MAX_MSGPACK_NAME:
+            raise self._fault(f"text of {size:,} bytes; names have {limits.MAX_MSGPACK_NAME} characters at most")
         try:
             return self._take(size).decode()
         except UnicodeDecodeError:
@@ -219,7 +216,7 @@ class _Scan:
         return header.sizes[first] if first in header.sizes else int.from_bytes(self._take(header.widths[first]), "big")
 
     def _checked(self, spec: TensorSpec) -> TensorSpec:
-        if math.prod(max(size, 1) for size in spec.shape) * spec.dtype.itemsize > _MAX_BYTES:
+        if math.prod(max(size, 1) for size in spec.shape) * spec.dtype.itemsize > limits.MAX_TENSOR_BYTES:
             raise self._fault(f"tensor {spec.name!r}: the sizes {list(spec.shape)} are too large for any array")
         return spec
 

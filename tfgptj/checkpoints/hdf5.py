@@ -17,6 +17,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import h5py
 import numpy as np
@@ -30,6 +31,7 @@ from tfgptj.checkpoints.hdf5_structure import (
     StoredTensor,
     check_superblock,
     find_tensors,
+    signals_deferred,
 )
 from tfgptj.checkpoints.raw_file import RawFile, bytes_of
 from tfgptj.checkpoints.tensors import TensorSpec, aligned_empty, announced
@@ -159,17 +161,29 @@ def write_hdf5(
     with replaced_file(path) as target:
         file = LibraryFile(target)
         try:
-            with h5py.File(file, "w") as h5:
+            with _library(file) as h5:
                 for name, array in announced(path, specs, tensors):
                     place = name if model_name is None else f"{_layer(name)}/{model_name}/{name}"
                     _write_tensor(path, h5, place, array)
                     del array  # before the next one is made
                     if file.error:  # raised below, when the library is done
                         break
-                _write_names(h5, [spec.name for spec in specs], model_name)
+                with signals_deferred():
+                    _write_names(h5, [spec.name for spec in specs], model_name)
         finally:
             if file.error:
                 raise file.error
+
+
+@contextmanager
+def _library(file: LibraryFile) -> Iterator[h5py.File]:
+    with signals_deferred():
+        h5 = h5py.File(file, "w")
+    try:
+        yield h5
+    finally:
+        with signals_deferred():
+            h5.close()
 
 
 def check_hdf5_dtypes(path: str | os.PathLike[str], specs: Iterable[TensorSpec]) -> None:
@@ -188,7 +202,8 @@ def check_hdf5_dtypes(path: str | os.PathLike[str], specs: Iterable[TensorSpec])
 
 def _write_tensor(path: str | os.PathLike[str], h5: h5py.File, place: str, array: np.ndarray) -> None:
     try:
-        h5.create_dataset(place, data=array)
+        with signals_deferred():
+            h5.create_dataset(place, data=array)
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: the HDF5 library cannot store {place!r:.200}: {error}") from error
 

@@ -10,7 +10,10 @@ Source: the HDF5 File Format Specification, version 3.
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
+from tfgptj import limits
 from tfgptj.checkpoints.raw_file import IMPOSTORS
 from tfgptj.checkpoints.tensors import TensorSpec
 from tfgptj.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError
@@ -44,11 +48,6 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Where the superblock, by its version, has the size of addresses, the address where the file begins, and where it ends.
 _SUPERBLOCKS = {0: (13, 24, 40), 1: (13, 28, 44), 2: (9, 12, 28), 3: (9, 12, 28)}
 
-# A layer of GPT-J is 10 groups with 10 datasets in all, and the largest model allowed has 1024 layers.
-_MAX_OBJECTS = 2**15
-_MAX_DEPTH = 16  # groups within groups; a whole file has 7
-_MAX_ELEMENTS = 2**60 - 1  # of 8 bytes; NumPy counts bytes in 63 bits
-
 _FILTERS = {h5z.FILTER_DEFLATE: "gzip", h5z.FILTER_SHUFFLE: "shuffle"}
 _MAX_GZIP_RATIO = 1032  # zlib's own limit: 258 bytes of output for two bits
 
@@ -74,8 +73,8 @@ class StoredTensor(NamedTuple):
 class LibraryFile:
     """A file as the HDF5 library is given it: one that never fails.
 
-    After a failure of the file below, the library could not even be closed. So the error is kept here, for whoever has
-    closed it.
+    After an exception in one of these methods the library could not even be closed. So that of a failing file is kept
+    here, for whoever has closed it; and :func:`signals_deferred` lets no signal's handler raise one.
     """
 
     def __init__(self, file: Any) -> None:
@@ -124,6 +123,29 @@ class LibraryFile:
             return 0
 
 
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Let what Python does at a signal, such as raise KeyboardInterrupt, wait until this is left.
+
+    Python runs a signal's handler in the main thread, at the next of its instructions: while the library is at work,
+    that is the first one of a method that the library calls.
+    """
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    waiting: list[int] = []
+    try:
+        for number in handlers:
+            signal.signal(number, lambda caught, frame: waiting.append(caught))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            signal.raise_signal(number)
+
+
 def check_superblock(path: Path, head: bytes, size: int) -> None:
     """Check that a file begins as HDF5 does, and ends where it says.
 
@@ -170,13 +192,15 @@ def find_tensors(path: Path, file: LibraryFile, size: int) -> dict[str, StoredTe
         CheckpointError: if it cannot be read.
     """
     found: dict[str, StoredTensor] = {}
+    room = limits.MAX_HDF5_CHUNKS
     try:
-        with h5py.File(file, "r") as h5:
+        with signals_deferred(), h5py.File(file, "r") as h5:
             for place, dataset in _datasets(path, h5g.open(h5.id, b"/")):
                 name = _tensor_name(place)
                 if name in found:
                     raise CheckpointFormatError(f"{path}: two datasets stand for tensor {name!r:.200}")
-                found[name] = _locate(f"{path}: {place!r:.200}", name, dataset)
+                found[name] = _locate(f"{path}: {place!r:.200}", name, dataset, room)
+                room -= len(found[name].pieces) if found[name].chunk else 0
     except CheckpointError:
         raise
     except Exception as error:  # h5py raises errors of many kinds
@@ -197,14 +221,15 @@ def _tensor_name(place: str) -> str:
 def _datasets(path: Path, root: h5g.GroupID) -> Iterator[tuple[str, h5d.DatasetID]]:
     """All datasets with their paths. Nothing is opened before the link to it is known to be harmless."""
     seen, count = {h5o.get_info(root).addr}, 0
-    waiting: list[tuple[tuple[str, ...], h5g.GroupID]] = [((), root)]
+    waiting: list[tuple[str, ...]] = [()]
     while waiting:
-        above, group = waiting.pop()
+        above = waiting.pop()
+        group = h5g.open(root, "/".join(above).encode() or b".")  # looked at already, all the way
         count += group.get_num_objs()
-        if count > _MAX_OBJECTS or len(above) > _MAX_DEPTH:
+        if count > limits.MAX_HDF5_OBJECTS or len(above) > limits.MAX_HDF5_DEPTH:
             raise CheckpointFormatError(
-                f"{path}: more than {_MAX_OBJECTS:,} groups and datasets, or groups more than {_MAX_DEPTH} deep: "
-                "these are not the weights of a GPT-J"
+                f"{path}: more than {limits.MAX_HDF5_OBJECTS:,} groups and datasets, or groups more than "
+                f"{limits.MAX_HDF5_DEPTH} deep: these are not the weights of a GPT-J"
             )
         for link in list(group):
             parts = (*above, link.decode())
@@ -217,15 +242,18 @@ def _datasets(path: Path, root: h5g.GroupID) -> Iterator[tuple[str, h5d.DatasetI
             seen.add(address)
             child = h5o.open(group, link)
             if isinstance(child, h5g.GroupID):
-                waiting.append((parts, child))
+                waiting.append(parts)
             elif isinstance(child, h5d.DatasetID):
                 yield place, child
             else:
                 raise CheckpointFormatError(f"{path}: {place!r:.200} is neither a group nor a dataset")
 
 
-def _locate(where: str, name: str, dataset: h5d.DatasetID) -> StoredTensor:
-    """Where the values of a dataset lie, after a check that all are there, in this file, and not too well packed."""
+def _locate(where: str, name: str, dataset: h5d.DatasetID, room: int) -> StoredTensor:
+    """Where the values of a dataset lie, after a check that all are there, in this file, and not too well packed.
+
+    They may be in as many chunks as there is room for.
+    """
     properties = dataset.get_create_plist()
     layout = properties.get_layout()
     if layout == h5d.VIRTUAL or properties.get_external_count():
@@ -236,7 +264,7 @@ def _locate(where: str, name: str, dataset: h5d.DatasetID) -> StoredTensor:
         raise UnsafeCheckpointError(f"{where} has the filters {list(filters)}; only {known} are taken, once each")
     spec = TensorSpec(name, _shape(where, dataset), _dtype(where, dataset))
     if layout == h5d.CHUNKED:
-        return _locate_chunks(where, spec, properties.get_chunk(), filters, dataset)
+        return _locate_chunks(where, spec, properties.get_chunk(), filters, dataset, room)
     if layout != h5d.CONTIGUOUS:
         raise CheckpointFormatError(f"{where} has its values in its header; rewrite the file with contiguous datasets")
     if spec.nbytes == 0:
@@ -253,7 +281,7 @@ def _shape(where: str, dataset: h5d.DatasetID) -> tuple[int, ...]:
     if space.get_simple_extent_type() not in (h5s.SIMPLE, h5s.SCALAR):
         raise CheckpointFormatError(f"{where} has no shape")
     shape: tuple[int, ...] = space.get_simple_extent_dims()
-    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+    if math.prod(max(size, 1) for size in shape) * 8 > limits.MAX_TENSOR_BYTES:  # of the widest dtype
         raise CheckpointFormatError(f"{where}: the sizes {list(shape)} are too large for any array")
     return shape
 
@@ -268,7 +296,7 @@ def _dtype(where: str, dataset: h5d.DatasetID) -> np.dtype[Any]:
 
 
 def _locate_chunks(
-    where: str, spec: TensorSpec, chunk: tuple[int, ...], filters: tuple[int, ...], dataset: h5d.DatasetID
+    where: str, spec: TensorSpec, chunk: tuple[int, ...], filters: tuple[int, ...], dataset: h5d.DatasetID, room: int
 ) -> StoredTensor:
     if spec.nbytes == 0:
         return StoredTensor(spec, [], chunk, filters)
@@ -278,6 +306,11 @@ def _locate_chunks(
     expected, stored = math.prod(math.ceil(size / step) for size, step in axes), dataset.get_num_chunks()
     if stored != expected:
         raise CheckpointFormatError(f"{where} has {expected:,} chunks, but {stored:,} are stored")
+    if stored > room:
+        raise CheckpointFormatError(
+            f"{where} has {stored:,} chunks; at most {limits.MAX_HDF5_CHUNKS:,} are read from a file; rewrite it with "
+            "larger chunks, or with contiguous datasets"
+        )
     nbytes = math.prod(chunk) * spec.dtype.itemsize
     # What cannot be compressed grows by less than a thousandth and a few bytes.
     longest = nbytes + nbytes // 1000 + 64 if h5z.FILTER_DEFLATE in filters else nbytes

@@ -24,10 +24,6 @@ import numpy as np
 from tfgptj import limits
 from tfgptj.errors import CheckpointFormatError, UnsafeCheckpointError
 
-_MAX_SIZE = 2**63 - 1
-_MAX_DIMENSIONS = 64  # NumPy's own limit; also keeps a long tuple from being looked through again and again
-_MAX_NAME = 256  # bytes of a line with a module's or a function's name; PyTorch's have at most 18
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Storage:
@@ -272,9 +268,9 @@ class _Machine:
         raise self._refusal(f"an object of {name!r:.200}")
 
     def _line(self) -> str:
-        end = self._data.find(b"\n", self._position, self._position + _MAX_NAME)
+        end = self._data.find(b"\n", self._position, self._position + limits.MAX_PICKLE_NAME)
         if end < 0:
-            raise self._fault(f"a name that does not end within {_MAX_NAME} bytes")
+            raise self._fault(f"a name that does not end within {limits.MAX_PICKLE_NAME} bytes")
         return self._take(end + 1 - self._position)[:-1].decode("ascii", "backslashreplace")
 
     def _name(self, module: str, name: str) -> None:
@@ -359,11 +355,12 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_SIZE
+    return type(value) is int and 0 <= value <= limits.MAX_TENSOR_BYTES
 
 
 def _are_sizes(values: Any) -> bool:
-    return type(values) is tuple and len(values) <= _MAX_DIMENSIONS and all(map(_is_size, values))
+    # A long tuple is not looked through: a pickle could ask for that again and again.
+    return type(values) is tuple and len(values) <= limits.MAX_DIMENSIONS and all(map(_is_size, values))
 
 
 def _describe(value: Any) -> str:

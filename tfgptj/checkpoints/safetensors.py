@@ -40,8 +40,6 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _ENTRY_FIELDS = {"dtype", "shape", "data_offsets"}
-_MAX_DIMENSIONS = 64  # NumPy's own limit
-_MAX_BYTES = 2**63 - 1
 
 
 class SafetensorsFile(RawFile):
@@ -121,9 +119,9 @@ def _parse_entry(where: str, name: str, entry: Any) -> tuple[TensorSpec, int, in
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointFormatError(f"{where}: unknown dtype {dtype!r:.80}; known are {', '.join(DTYPES)}")
-    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+    if not _are_sizes(shape) or len(shape) > limits.MAX_DIMENSIONS:
         raise CheckpointFormatError(f"{where}: the shape must be a list of sizes, got {shape!r:.80}")
-    if math.prod(max(size, 1) for size in shape) * DTYPES[dtype].itemsize > _MAX_BYTES:
+    if math.prod(max(size, 1) for size in shape) * DTYPES[dtype].itemsize > limits.MAX_TENSOR_BYTES:
         raise CheckpointFormatError(f"{where}: the sizes {shape!r:.80} are too large for any array")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointFormatError(f"{where}: data_offsets must be a start and a stop, got {offsets!r:.80}")
@@ -137,7 +135,9 @@ def _parse_entry(where: str, name: str, entry: Any) -> tuple[TensorSpec, int, in
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _MAX_BYTES for value in values)
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value <= limits.MAX_TENSOR_BYTES for value in values
+    )
 
 
 def _check_ranges(path: Path, entries: dict[str, tuple[TensorSpec, int, int]]) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
+from tfgptj import limits
 from tfgptj.checkpoints import hdf5
 from tfgptj.checkpoints.directory import FORMATS, companion, find_weights
 from tfgptj.checkpoints.flax_msgpack import FlaxFile
@@ -17,8 +19,8 @@ from tfgptj.checkpoints.mapping import Layout
 from tfgptj.checkpoints.safetensors import SafetensorsFile
 from tfgptj.checkpoints.tensors import TensorFile, TensorSpec
 from tfgptj.checkpoints.torch_zip import TorchZipFile
-from tfgptj.config import read_json
-from tfgptj.errors import CheckpointError, CheckpointFormatError, ConfigError
+from tfgptj.errors import CheckpointError, CheckpointFormatError
+from tfgptj.files import parse_json
 
 _LOG = logging.getLogger("tfgptj")
 
@@ -136,10 +138,12 @@ class Checkpoint:
 
 
 def _read_index(path: Path, form: str) -> tuple[Mapping[str, Any], dict[str, str]]:
-    try:
-        index = read_json(path)
-    except ConfigError as error:
-        raise CheckpointFormatError(str(error)) from None
+    """The metadata of an index, and which shard holds which tensor.
+
+    What the metadata tell is not checked: their `total_size` counts parameters in some old files and bytes in others,
+    in float at times, or is missing, and no library looks at it. The shards' own headers tell their sizes.
+    """
+    index = _read_json(path)
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointFormatError(f"{path}: weight_map must map tensors to shards, got {weight_map!r:.80}")
@@ -152,6 +156,26 @@ def _read_index(path: Path, form: str) -> tuple[Mapping[str, Any], dict[str, str
                 f"a shard must be a *{FORMATS[form].suffix} file in the same directory"
             )
     return metadata, {(hdf5.index_name(name) if form == "h5" else name): shard for name, shard in weight_map.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        status, most = path.stat(), limits.MAX_INDEX_BYTES
+        # Looked at before it is opened: to open a pipe would wait for its writer.
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointFormatError(f"{path}: is no regular file, expected the index of a checkpoint")
+        if status.st_size > most:
+            raise CheckpointFormatError(f"{path}: {status.st_size:,} bytes; at most {most:,} are read of an index")
+        content = parse_json(path.read_bytes(), limits.MAX_INDEX_VALUES)
+    except CheckpointFormatError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointFormatError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointFormatError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def _is_plain_name(name: object, suffix: str) -> bool:

@@ -29,7 +29,6 @@ from tfgptj.errors import CheckpointFormatError, UnsafeCheckpointError
 
 _ZIP = b"PK\x03\x04"
 _CONVERT = "never read, because it could run code; if you trust it, load it with PyTorch and save it again"
-_MAX_BYTES = 2**63 - 1
 
 # Bytes that are read and then summed up at a time: few enough to be in the processor's cache still.
 _CHUNK = 2**19
@@ -198,7 +197,7 @@ def _place(where: str, tensor: StoredTensor, member: Member | None) -> _Place:
             f"{where}: {storage.size:,} values of {storage.dtype.name} take {storage.size * itemsize:,} bytes, "
             f"but data/{storage.key:.200} has {member.size:,}"
         )
-    if math.prod(max(size, 1) for size in tensor.shape) * itemsize > _MAX_BYTES:
+    if math.prod(max(size, 1) for size in tensor.shape) * itemsize > limits.MAX_TENSOR_BYTES:
         raise CheckpointFormatError(f"{where}: the sizes {tensor.shape!r:.80} are too large for any array")
     span, in_order = _span(where, tensor)
     if tensor.offset + span > storage.size:
