@@ -205,7 +205,12 @@ def _reason(error: BaseException, revision: str | None) -> str:
         return f"a file cannot be written or read: {error}; is there space, and permission?"
     if isinstance(error, errors.HTTPError) and not isinstance(error, OSError):
         return f"the connection to the Hub failed: {_brief(error)}; try again"
-    return f"the Hub library failed: {_brief(error)}"
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        return f"{_brief(error)} {_reason(error.__cause__, revision)}"
+    # From a server that ignores ranges, or after that, release 1.0 gets too much and goes on with it for ever.
+    is_stuck = "Consistency check" in str(error) or getattr(getattr(error, "response", None), "status_code", 0) == 416
+    hint = "; if it fails again, remove the *.incomplete files from the cache" if is_stuck else ""
+    return f"the Hub library failed: {_brief(error)}{hint}"
 
 
 def _is_refusal(failure: BaseException | None) -> bool:
