@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -97,6 +98,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.readers: set[str] = set()  # tokens
         self.writers: set[str] = set()
+        self.pauses: list[float] = []  # how long the library wanted to wait before it tries again
         self.is_open = True
         self.page = 1000  # entries of a listing that come at once
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -155,20 +157,17 @@ class HubServer(ThreadingHTTPServer):
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub that this process takes for the only one, with an empty cache, no stored token, and no waiting."""
 
-    class Impatient:
-        sleep = staticmethod(lambda seconds: None)
-        __getattr__ = staticmethod(lambda name: getattr(time, name))
-
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)  # as much as is kept when a connection breaks
-    for module in (file_download, _http):
-        monkeypatch.setattr(module, "time", Impatient())
     huggingface_hub.close_session()  # it has read NO_PROXY
     with HubServer() as server:
+        impatient = SimpleNamespace(**{**vars(time), "sleep": server.pauses.append})
+        for module in (file_download, _http):
+            monkeypatch.setattr(module, "time", impatient)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

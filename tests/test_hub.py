@@ -243,14 +243,6 @@ def test_a_commit_is_a_revision(server: HubServer) -> None:
     assert resolve_directory("owner/name", "weights", revision=commit).name == commit
 
 
-def test_a_listing_may_come_in_pages(server: HubServer) -> None:
-    server.page = 2
-    server.add("owner/name", OTHERS | golden(SHARDED["h5"]))
-    resolve_directory("owner/name", "weights")
-    assert server.fetched() == sorted(golden(SHARDED["h5"]))
-    assert len(server.asked("GET", "/tree/main")) > 2
-
-
 # Connections that break
 
 
@@ -262,7 +254,7 @@ def large(server: HubServer) -> str:
     return f"/lfs/{digest(files['model.safetensors'])}"
 
 
-def fetch_at_last(errors: list[str] | None = None) -> bytes:
+def fetch_at_last(errors: list[str] | None = None) -> bytes | None:
     """The weights of owner/name, tried again as a user would: the oldest library goes on in the next call only."""
     for _ in range(3):
         try:
@@ -271,7 +263,7 @@ def fetch_at_last(errors: list[str] | None = None) -> bytes:
             assert not cached("model.safetensors", Path(constants.HF_HUB_CACHE))
             if errors is not None:
                 errors.append(str(error))
-    raise AssertionError("never came")
+    return None
 
 
 def test_a_cut_connection_is_taken_up_where_it_broke(server: HubServer, large: str) -> None:
@@ -301,9 +293,8 @@ def test_a_cut_that_lasts_is_an_error_and_can_be_mended(server: HubServer, large
 def test_a_server_that_ignores_ranges_damages_nothing(server: HubServer, large: str) -> None:
     server.faults = [Fault(large, cut_after=5000), Fault(large, times=99, ignores_range=True)]
     errors: list[str] = []
-    try:
-        content = fetch_at_last(errors)
-    except AssertionError:  # the oldest library never gets out of this by itself
+    content = fetch_at_last(errors)
+    if content is None:  # the oldest library never gets out of this by itself
         assert errors[-1].endswith("; if it fails again, remove the *.incomplete files from the cache")
         for path in Path(constants.HF_HUB_CACHE).rglob("*.incomplete"):
             path.unlink()
@@ -323,12 +314,16 @@ def test_less_than_was_announced_is_not_taken_for_the_whole(server: HubServer, l
 def test_a_change_or_loss_between_listing_and_download(server: HubServer) -> None:
     files = golden(SHARDED["safetensors"])
     repository = server.add("owner/name", files)
-    server.faults = [Fault("/revision/main", before=lambda: repository.commit({"config.json": b"{}"}) and None)]
+    listing = Fault("/revision/main")  # which goes well
+    server.faults = [
+        listing,
+        Fault("/revision/main", before=lambda: repository.commit({"config.json": b"{}"}) and None),
+    ]
     with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json did not arrive: .* try again$"):
         resolve_directory("owner/name", "weights")
     repository.commit(files)
     resolve_directory("owner/name", "config")
-    server.faults = [Fault("/revision/main", status=503, times=99)]
+    server.faults = [Fault("/revision/main"), Fault("/revision/main", status=503, times=99)]
     with pytest.raises(CheckpointError, match="did not arrive|is in the cache only in part; the Hub cannot be reached"):
         resolve_directory("owner/name", "weights")
 
@@ -381,6 +376,7 @@ def test_what_is_cached_loads(
     GPTJConfig.from_pretrained("owner/name", **options)
     GPTJTokenizer.from_pretrained("owner/name", **options)
     assert not server.fetched()
+    assert not server.pauses
     if path == WHOLE["h5"]:
         TFGPTJForCausalLM.from_pretrained("owner/name", **options)
 
@@ -521,7 +517,7 @@ def test_a_damaged_index_is_the_loader_s_to_refuse(server: HubServer, index: byt
 
 def test_something_else_than_a_hub_answers(server: HubServer) -> None:
     server.add("owner/name", golden(WHOLE["bin"]))
-    server.faults = [Fault("/tree/main", times=99, cut_after=3)]
+    server.faults = [Fault("/revision/main", times=99, cut_after=3)]
     with pytest.raises(CheckpointError, match="owner/name: is not in the cache; the Hub cannot be reached: "):
         resolve_directory("owner/name", "weights")
     with pytest.raises(CheckpointError, match="owner--name/name: the Hub library failed: .*'owner--name/name'"):

@@ -73,6 +73,7 @@ def test_an_older_checkpoint_is_replaced_in_the_same_commit(server: HubServer, t
     others = {"README.md": b"about", "sub/model.safetensors": b"another", "vocab.json": b"{}"}
     older = files_of(GOLDENS / "loading" / "sharded") | files_of(GOLDENS / "formats" / "tensorflow" / "causal_lm")
     repository = server.add("owner/name", older | others)
+    server.page = 2  # a listing comes in many
     head = TFGPTJForQuestionAnswering(model.config)
     head.push_to_hub("owner/name", token="secret", format="h5")
     head.save_pretrained(tmp_path / "saved", format="h5")

@@ -127,17 +127,19 @@ class Repository:
         """The names of all files; None, with the reason, where the library would take what is in the cache."""
         if self.local_files_only:
             return None, None
-        import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub import HfApi, constants, errors
 
         with hub_errors(self.name, self.revision):
             try:
-                files = huggingface_hub.HfApi(token=self.token).list_repo_files(self.name, revision=self.revision)
+                # Unlike list_repo_files this does not try again for half a minute where there is no connection.
+                info = HfApi(token=self.token).model_info(
+                    self.name, revision=self.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+                )
             except errors.RevisionNotFoundError:
                 raise
             except (errors.HTTPError, errors.OfflineModeIsEnabled) as failure:
                 return None, failure
-        return frozenset(files), None
+        return frozenset(file.rfilename for file in info.siblings or ()), None
 
     def _check_downloaded(self, directory: Path, names: Iterable[str]) -> None:
         """Where the connection has gone since the listing, the library is content with a directory that lacks files."""
