@@ -32,10 +32,13 @@ LEVELS = (LEVEL_0, (*MODEL, *TOKENIZER), LEVEL_2, LEVEL_3, LEVEL_4)
 DOORS = {
     ("config", "checkpoints.hub"): "GPTJConfig.from_pretrained",
     ("config", "checkpoints.directory"): "GPTJConfig.from_pretrained",
+    ("config", "checkpoints.push"): "GPTJConfig.push_to_hub",
     ("base", "checkpoints.load"): "from_pretrained of every model",
     ("base", "checkpoints.save"): "save_pretrained of every model",
+    ("base", "checkpoints.push"): "push_to_hub of every model",
     ("heads", "generation.generate"): "TFGPTJForCausalLM.generate",
     ("tokenizer", "checkpoints.hub"): "GPTJTokenizer.from_pretrained",
+    ("tokenizer", "checkpoints.push"): "GPTJTokenizer.push_to_hub",
 }
 
 # Where a backend's own library may stand; everything else is written in `keras.ops`.

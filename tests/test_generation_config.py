@@ -258,7 +258,7 @@ def test_numpy_numbers_are_saved_like_python_s(tmp_path: Path) -> None:
         ({"num_beams": 4}, "num_beams=4 is not supported by tfgptj"),
         ({"topk": 4}, "unknown generation parameter 'topk'; did you mean top_k?"),
         ({"temperature": "hot"}, "temperature must be a number"),
-        ('{"top_k": 1, "top_k": 2}', "not valid JSON: duplicate key 'top_k'"),
+        ('{"top_k": 1, "top_k": 2}', "not valid JSON: the key 'top_k' comes twice"),
         ('{"temperature": NaN}', "not valid JSON: NaN is not a JSON number"),
         ("[]", "expected a JSON object, found list"),
         ("", "not valid JSON"),

@@ -104,6 +104,12 @@ class GPTJBase(keras.Model):
 
         save_pretrained(self, directory, **options)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Save configuration and weights and upload them: see :func:`tfgptj.checkpoints.push.push_to_hub`."""
+        from tfgptj.checkpoints.push import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
 
 def _as_named(inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     """The positional inputs of a call by name, beside those that were given by name."""

@@ -313,6 +313,12 @@ class GPTJConfig:
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_json(Path(directory) / "config.json", self.to_dict())
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Save `config.json` and upload it: see :func:`tfgptj.checkpoints.push.push_to_hub`."""
+        from tfgptj.checkpoints.push import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object strictly: no duplicate keys, no NaN, bounded size and depth.

@@ -164,16 +164,19 @@ class GPTJTokenizer:
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write all files that tfgptj and Hugging Face's GPT2Tokenizer and GPT2TokenizerFast read.
 
-        Each file is written beside its place and then renamed, so a crash never leaves half a file. Dropout belongs
-        to a training run and is not written.
-
-        Args:
-            directory: where to write; made if needed.
+        The directory is made if needed. Each file is written beside its place and then renamed, so a crash never
+        leaves half a file. Dropout belongs to a training run and is not written.
 
         Raises:
             OSError: if the directory cannot be written.
         """
         write_vocabulary(Path(directory), self._with_current_settings())
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Save all files and upload them: see :func:`tfgptj.checkpoints.push.push_to_hub`."""
+        from tfgptj.checkpoints.push import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
     def with_dropout(self, dropout: float) -> GPTJTokenizer:
         """Return a copy that skips each BPE merge with a probability, which varies training data.
@@ -353,8 +356,7 @@ class GPTJTokenizer:
         return [front + row for row in rows]
 
     def _leading_ids(self) -> list[int]:
-        bos_id = self.bos_token_id
-        return [bos_id] if self._vocabulary.settings.add_bos_token and bos_id is not None else []
+        return [bos] if self._vocabulary.settings.add_bos_token and (bos := self.bos_token_id) is not None else []
 
     def _fill_id(self) -> int:
         fill = self.eos_token_id if self.pad_token_id is None else self.pad_token_id

@@ -77,7 +77,7 @@ def from_pretrained(
     head, _ = head_of(cls)
     directory = resolve_directory(
         name_or_path, files="weights", revision=revision, subfolder=subfolder, cache_dir=cache_dir, token=token,
-        local_files_only=local_files_only,
+        local_files_only=local_files_only, weights=weights,
     )  # fmt: skip
     checkpoint, config = open_checkpoint(directory, weights, config, config_overrides)
     with checkpoint:

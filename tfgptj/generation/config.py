@@ -202,6 +202,12 @@ class GenerationConfig:
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_json(Path(directory) / "generation_config.json", self.to_dict())
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Save `generation_config.json` and upload it: see :func:`tfgptj.checkpoints.push.push_to_hub`."""
+        from tfgptj.checkpoints.push import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
 
 def _plain(value: Any) -> Any:
     """NumPy's numbers as Python's, so that JSON can hold them."""
