@@ -60,7 +60,7 @@ def convert(
     if not overwrite and destination.is_dir() and any(destination.iterdir()):
         raise CheckpointError(f"{destination}: is not empty; choose another directory, or overwrite what is there")
     directory = resolve_directory(source, files="weights", weights=weights, **hub_options)
-    tokenizer = resolve_directory(source, files="tokenizer", **hub_options)
+    tokenizer = resolve_directory(source, files="documents", **hub_options)
     checkpoint, config = open_checkpoint(directory, weights)
     with checkpoint, ThreadPoolExecutor(1) as pool:
         stored = StoredWeights(checkpoint, config, tokenizer, pool)

@@ -22,6 +22,7 @@ _FILES = {
     "config": ("config.json",),
     "generation": ("generation_config.json",),
     "tokenizer": TOKENIZER_FILES,
+    "documents": (*DOCUMENTS, *TOKENIZER_FILES),
     "weights": DOCUMENTS,
 }
 
@@ -44,8 +45,8 @@ def resolve_directory(
 
     Args:
         name_or_path: a directory, the name of a packaged model, or a Hub id.
-        files: what is needed of it: "config", "generation", "tokenizer" or "weights" (these with the two JSON files).
-            From the Hub comes this and nothing else.
+        files: what is needed of it: "config", "generation", "tokenizer", "documents" (all of these) or "weights" (with
+            the two JSON files). From the Hub comes this and nothing else.
         revision: branch, tag or commit on the Hub.
         subfolder: directory below `name_or_path`.
         cache_dir: where downloads are kept; None is the Hub library's own place.

@@ -69,7 +69,9 @@ def validate(args: argparse.Namespace) -> None:
     from tfgptj.checkpoints.hub import resolve_directory
     from tfgptj.checkpoints.validate import validate as validate_checkpoint
 
-    directory = resolve_directory(args.model, files="weights", weights=args.weights, revision=args.revision or "main")
+    revision = args.revision or "main"
+    resolve_directory(args.model, files="documents", revision=revision)
+    directory = resolve_directory(args.model, files="weights", weights=args.weights, revision=revision)
     with _progress_bar("reading", args.quiet) as progress:
         report = validate_checkpoint(directory, weights=args.weights, progress=progress)
     for name, value in report.facts:
