@@ -13,6 +13,7 @@ from keras import ops
 from tfgptj.config import GPTJConfig
 from tfgptj.generation import loop
 from tfgptj.generation.compiling import Compiled
+from tfgptj.generation.generate import align_right
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
@@ -32,29 +33,20 @@ def layout(prompts: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray
     return ids, mask
 
 
-def controls(rows: int) -> loop.Controls:
-    tensor = ops.convert_to_tensor
-    return loop.Controls(
-        temperature=tensor(1.0, "float32"),
-        top_p=tensor(1.0, "float32"),
-        eos=tensor(np.zeros(0, "int32")),
-        pad=tensor(0, "int32"),
-        uniforms=tensor(np.zeros((rows, STEPS + 1), "float32")),
-    )
-
-
 def forced(model: Any, ids: np.ndarray, mask: np.ndarray, continuation: np.ndarray, jit: bool) -> list[np.ndarray]:
     """Next-token logits after each token of a given continuation [B, STEPS], computed one step at a time."""
-    prefill = Compiled(model, loop.prefill, jit)
+    read_prompt = Compiled(model, lambda model, room, ids, real: loop.read_prompt(model, ids, real, room), jit)
     forward = Compiled(model, lambda model, static, state: loop.forward(model, state), jit)
-    tokens = ops.zeros((len(ids), STEPS + 1), dtype="int32")
-    state = prefill(loop.Sampler(), ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), tokens, controls(len(ids)))
+    ids, mask = align_right(ids, mask)
+    room = ((0, 0), (0, STEPS + 1))
+    given = ops.convert_to_tensor(np.pad(ids, room)), ops.convert_to_tensor(np.pad(mask, room))
+    _, state = read_prompt(STEPS + 1, *given)
+    none = ops.convert_to_tensor(np.zeros(0, "int32"))
+    controls = loop.Controls((), none, ops.convert_to_tensor(0), ops.convert_to_tensor(STEPS), none)
     logits = []
     for step in range(STEPS):
-        given = ops.convert_to_tensor(continuation[:, step : step + 1])
-        state = state._replace(tokens=ops.slice_update(state.tokens, (0, step), given))
+        state = loop.write(ops.convert_to_tensor(continuation[:, step]), state, controls)
         result, state = forward(None, state)
-        state = state._replace(step=state.step + 1)
         logits.append(numbers(result))
     return logits
 

@@ -63,7 +63,7 @@ def test_the_goldens_hold_all_three_warpers() -> None:
 def test_logits_are_hugging_face_s(name: str) -> None:
     kind, value = name.split("=")
     logits = ops.convert_to_tensor(golden_logits())
-    result = numbers(getattr(processors, kind)(logits, int(value) if kind == "top_k" else float(value)))
+    result = numbers(getattr(processors, kind)(logits, None, int(value) if kind == "top_k" else float(value)))
     expected = VALUES[name]
     allowed = np.isfinite(expected)
     assert np.array_equal(result > FORBIDDEN / 10, allowed)
@@ -74,33 +74,37 @@ def test_logits_are_hugging_face_s(name: str) -> None:
 
 
 def test_ties_with_the_kth_stay() -> None:
-    result = numbers(processors.top_k(ops.convert_to_tensor(np.array([[1.0, 2.0, 2.0, 0.0]], "float32")), 1))
+    result = numbers(processors.top_k(ops.convert_to_tensor(np.array([[1.0, 2.0, 2.0, 0.0]], "float32")), None, 1))
     assert (result > FORBIDDEN).tolist() == [[False, True, True, False]]
 
 
 @pytest.mark.parametrize("k", [4, 5, 2**24])
 def test_top_k_of_the_whole_vocabulary_changes_nothing(k: int) -> None:
     logits = ops.convert_to_tensor(np.array([[1.0, 2.0, 2.0, 0.0]], "float32"))
-    assert processors.top_k(logits, k) is logits
+    assert processors.top_k(logits, None, k) is logits
 
 
 def test_top_p_keeps_the_token_that_crosses_the_share() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], "float32"))
     for share, kept in ((1e-9, 1), (0.4, 1), (0.6, 2), (0.9, 3), (0.99, 4), (1.0, 4)):
-        result = numbers(processors.top_p(ops.convert_to_tensor(logits), share))
+        result = numbers(processors.top_p(ops.convert_to_tensor(logits), None, share))
         assert (result > FORBIDDEN).sum() == kept
 
 
 def test_top_p_reads_each_row_by_itself() -> None:
     logits = np.log(np.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9], [0.34, 0.33, 0.33]], "float32"))
-    result = numbers(processors.top_p(ops.convert_to_tensor(logits), 0.7)) > FORBIDDEN
+    result = numbers(processors.top_p(ops.convert_to_tensor(logits), None, 0.7)) > FORBIDDEN
     assert result.tolist() == [[True, False, False], [False, False, True], [True, True, True]]
 
 
 def test_a_forbidden_token_stays_forbidden() -> None:
     logits = ops.convert_to_tensor(golden_logits()[3:])
     was = numbers(logits) == np.float32(FORBIDDEN)
-    for result in (processors.top_k(logits, 40), processors.top_p(logits, 1.0), processors.temperature(logits, 2.0)):
+    for result in (
+        processors.top_k(logits, None, 40),
+        processors.top_p(logits, None, 1.0),
+        processors.temperature(logits, None, 2.0),
+    ):
         assert (numbers(result)[was] < FORBIDDEN / 10).all()
         assert np.isfinite(numbers(ops.softmax(result))).all()
         assert (numbers(ops.softmax(result))[was] == 0).all()
@@ -141,8 +145,8 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_draws_after_all_processors_follow_the_exact_distribution() -> None:
     logits = np.random.default_rng(1).standard_normal((1, 40)).astype("float32") * 2
-    warped = processors.temperature(ops.convert_to_tensor(logits), 0.8)
-    warped = numbers(processors.top_p(processors.top_k(warped, 12), 0.95))
+    warped = processors.temperature(ops.convert_to_tensor(logits), None, 0.8)
+    warped = numbers(processors.top_p(processors.top_k(warped, None, 12), None, 0.95))
     exact = np.sort(logits.astype("float64")[0] / 0.8)[::-1][:12]
     shares = distribution(exact)
     kept = int((shares.cumsum() - shares < 0.95).sum())
@@ -171,7 +175,7 @@ def test_the_ends_of_the_interval_give_the_first_and_last_allowed_token(uniform:
 def test_no_forbidden_token_is_ever_drawn(way: tuple[str, Callable[..., Any]]) -> None:
     # Parallel sums are not monotone: a cumulative probability may step where its token has none. So draw right there.
     logits = np.random.default_rng(0).standard_normal((1, 8192)).astype("float32") * 3
-    logits = numbers(processors.top_k(ops.convert_to_tensor(logits), 500))
+    logits = numbers(processors.top_k(ops.convert_to_tensor(logits), None, 500))
     steps = np.unique(numbers(ops.cumsum(ops.softmax(ops.convert_to_tensor(logits)), axis=-1)))
     beside = [np.nextafter(steps, np.float32(end)) for end in (0, 2)]
     uniforms = np.unique(np.concatenate([[0.0, LAST], steps, *beside]).astype("float32"))

@@ -11,6 +11,7 @@ from keras import ops
 
 from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
 from tfgptj.generation import loop
+from tfgptj.generation.chain import build_chain
 from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from tfgptj.heads import TFGPTJForCausalLM
@@ -88,8 +89,9 @@ class Run:
         self.prompt, self.mask = _prompt(model, input_ids, attention_mask, self.config)
         self.room = _room(model, self.mask, self.config)
         self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
-        self.sampler = _sampler(self.config)
-        self.uniforms = _uniforms(seed, self.prompt.shape[0], self.room, self.sampler.do_sample)
+        names, self.numbers = build_chain(self.config)
+        self.plan = loop.Plan(do_sample=self.config.do_sample and self.config.temperature != 0, processors=names)
+        self.uniforms = _uniforms(seed, self.prompt.shape[0], self.room, self.plan.do_sample)
         self.state: loop.State | None = None
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
@@ -97,23 +99,32 @@ class Run:
         controls, done = self._controls(), 0
         while done < self.room and not (self.state is not None and bool(np.all(to_numpy(self.state.finished)))):
             if self.state is None:
-                self.state = self._compiled("prefill")(self.sampler, *self._padded_prompt(), controls)
+                self.state = self._compiled("prefill")(self.plan, *self._laid_out(), controls)
             limit = ops.convert_to_tensor(min(done + size, self.room), dtype="int32")
             if int(self.state.step) < int(limit):
-                self.state = self._compiled("decode")(self.sampler, self.state, limit, controls)
-            if not bool(self.state.finite):
-                raise NonFiniteLogitsError(
-                    f"the model produced NaN or infinite logits within {int(self.state.step)} new tokens: "
-                    "check its weights (tfgptj validate) and its dtype (float16 overflows where bfloat16 does not)"
-                )
-            new = int(self.state.step)
-            yield to_numpy(self.state.tokens)[:, done:new]
-            done = new
+                self.state = self._compiled("decode")(self.plan, self.state, limit, controls)
+            self._check(self.state)
+            yield self.tokens()[:, done:]
+            done = int(self.state.step)
 
     def tokens(self) -> np.ndarray:
         """The new tokens so far, int32 [B, new]."""
         assert self.state is not None  # chunks() ran
-        return to_numpy(self.state.tokens)[:, : int(self.state.step)]
+        start, stop = int(self.state.slot) - int(self.state.step), int(self.state.slot)
+        return to_numpy(self.state.ids)[:, start:stop]
+
+    def _check(self, state: loop.State) -> None:
+        step = int(state.step)
+        if not bool(state.finite):
+            raise NonFiniteLogitsError(
+                f"the model produced NaN or infinite logits within {step} new tokens: "
+                "check its weights (tfgptj validate) and its dtype (float16 overflows where bfloat16 does not)"
+            )
+        if not bool(state.possible):
+            raise NonFiniteLogitsError(
+                f"within {step} new tokens every token of the vocabulary was forbidden: loosen the parameters that "
+                f"forbid tokens: {self.config!r}"
+            )
 
     def _compiled(self, name: str) -> Compiled:
         programs = self.model.__dict__.setdefault("_generation_programs", {})
@@ -122,19 +133,18 @@ class Run:
             programs[key] = Compiled(self.model, getattr(loop, name), self.jit_compile)
         return programs[key]
 
-    def _fixed_shapes(self) -> bool:
-        return keras.backend.backend() == "jax" or (keras.backend.backend() == "tensorflow" and self.jit_compile)
+    def _size(self, length: int) -> int:
+        """Slots for so many tokens: rounded up where shapes are fixed in compiled programs."""
+        backend = keras.backend.backend()
+        return bucket(length) if backend == "jax" or (backend == "tensorflow" and self.jit_compile) else length
 
-    def _room_size(self) -> int:
-        return bucket(self.room) if self._fixed_shapes() else self.room
-
-    def _padded_prompt(self) -> tuple[Any, Any, Any]:
-        """Prompt and mask [B, P], padded on the left where shapes are fixed, and room for the new tokens [B, M]."""
-        batch, length = self.prompt.shape
-        padding = ((0, 0), (bucket(length) - length if self._fixed_shapes() else 0, 0))
-        room = np.full((batch, self._room_size()), self._pad_token(), "int32")
-        ids, mask = np.pad(self.prompt, padding), np.pad(self.mask, padding)
-        return ops.convert_to_tensor(ids), ops.convert_to_tensor(mask), ops.convert_to_tensor(room)
+    def _laid_out(self) -> tuple[Any, Any]:
+        """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
+        ids, mask = align_right(self.prompt, self.mask)
+        room = self._size(self.room)
+        padding = ((0, 0), (self._size(ids.shape[1]) - ids.shape[1], room))
+        ids = np.pad(ids, padding, constant_values=self._pad_token())
+        return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(mask, padding))
 
     def _pad_token(self) -> int:
         if self.config.pad_token_id is not None:
@@ -142,13 +152,12 @@ class Run:
         return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
 
     def _controls(self) -> loop.Controls:
-        uniforms = np.pad(self.uniforms, ((0, 0), (0, self._room_size() - self.room)))
+        uniforms = np.pad(self.uniforms, ((0, 0), (0, self._size(self.room) - self.room)))
         return loop.Controls(
-            # In float32 a number below 1e-38 is 0.
-            temperature=ops.convert_to_tensor(max(self.config.temperature or 1.0, 1e-30), dtype="float32"),
-            top_p=ops.convert_to_tensor(self.config.top_p, dtype="float32"),
+            processors=tuple(tuple(ops.convert_to_tensor(value) for value in values) for values in self.numbers),
             eos=ops.convert_to_tensor(np.asarray(self.config.eos_token_ids, "int32")),
             pad=ops.convert_to_tensor(self._pad_token(), dtype="int32"),
+            limit=ops.convert_to_tensor(self.room, dtype="int32"),
             uniforms=ops.convert_to_tensor(uniforms, dtype="float32"),
         )
 
@@ -164,6 +173,17 @@ def resolve_config(
     if merged.num_return_sequences > 1 and not merged.do_sample:
         raise GenerationError("num_return_sequences > 1 needs do_sample=True: without sampling all would be the same")
     return merged
+
+
+def align_right(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The real tokens of each row moved to its end, without columns that no row needs.
+
+    >>> align_right(np.array([[5, 6, 0, 0], [0, 7, 8, 9]]), np.array([[1, 1, 0, 0], [0, 1, 1, 1]], bool))[0]
+    array([[0, 5, 6],
+           [7, 8, 9]])
+    """
+    order = np.argsort(mask, axis=1, kind="stable")[:, -int(mask.sum(axis=1).max()) :]
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
 
 
 def bucket(length: int) -> int:
@@ -219,12 +239,6 @@ def _room(model: TFGPTJForCausalLM, mask: np.ndarray, config: GenerationConfig) 
             f"shorten the prompt or set max_new_tokens to at most {max(limit - longest, 0)}"
         )
     return room
-
-
-def _sampler(config: GenerationConfig) -> loop.Sampler:
-    if not config.do_sample or config.temperature == 0:
-        return loop.Sampler()
-    return loop.Sampler(do_sample=True, top_k=config.top_k or 0, use_top_p=config.top_p < 1)
 
 
 def _uniforms(seed: int | None, rows: int, steps: int, do_sample: bool) -> np.ndarray:

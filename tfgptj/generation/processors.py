@@ -13,12 +13,13 @@ from keras import ops
 FORBIDDEN = -1e30
 
 
-def temperature(logits: Any, value: Any) -> Any:
+def temperature(logits: Any, context: Any, value: Any) -> Any:
     """Divide the logits [B, V]: below 1 sharper, above 1 flatter."""
-    return logits / value
+    # With the likeliest at 0, no temperature is so low that a logit overflows.
+    return (logits - ops.max(logits, axis=-1, keepdims=True)) / value
 
 
-def top_k(logits: Any, k: int) -> Any:
+def top_k(logits: Any, context: Any, k: int) -> Any:
     """Forbid all but the k likeliest tokens; ties with the k-th stay."""
     if k >= logits.shape[-1]:
         return logits
@@ -26,7 +27,7 @@ def top_k(logits: Any, k: int) -> Any:
     return ops.where(logits < kth, FORBIDDEN, logits)
 
 
-def top_p(logits: Any, share: Any) -> Any:
+def top_p(logits: Any, context: Any, share: Any) -> Any:
     """Forbid all but the likeliest tokens that together have this share of the probability.
 
     The token that crosses the share stays, and so do ties with it.
