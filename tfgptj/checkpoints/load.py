@@ -119,7 +119,7 @@ def from_pretrained(
         if head == "causal_lm" and parameters.is_file():
             model.generation_config = GenerationConfig.from_json_file(parameters)
     fate = "They were initialised at random; train the model before you use it."
-    _warn(f"{checkpoint.path}: ", cls, match, fate, faults)
+    _warn(checkpoint.path, cls, match, fate, faults)
     return model
 
 
@@ -176,7 +176,7 @@ def load_pretrained(
         faults: dict[str, list[str]] = {_NOT_FINITE: [], _ALL_ZERO: []}
         values = deque(_values(checkpoint, targets, faults))
     _assign_all([variable for variable, _ in targets], values)
-    _warn(f"{checkpoint.path}: ", type(model), match, "They keep the values that they had.", faults)
+    _warn(checkpoint.path, type(model), match, "They keep the values that they had.", faults)
 
 
 def _check_plain(model: Any, entries: Iterable[Entry]) -> None:
@@ -191,12 +191,12 @@ def _check_plain(model: Any, entries: Iterable[Entry]) -> None:
             )
 
 
-def _warn(where: str, cls: type, match: Match, fate: str, faults: dict[str, list[str]]) -> None:
+def _warn(path: Path, cls: type, match: Match, fate: str, faults: dict[str, list[str]]) -> None:
     """Tell the caller of the model's own method what was not loaded, and which values cannot be right."""
     for names, reason in ((match.absent, "not in the checkpoint"), (match.resized, "of other shapes there")):
         if names:
             listed = ", ".join(names)
-            warnings.warn(f"{where}these weights of {cls.__name__} are {reason}: {listed}. {fate}", stacklevel=4)
+            warnings.warn(f"{path}: these weights of {cls.__name__} are {reason}: {listed}. {fate}", stacklevel=4)
     found = [
         f"{len(names):,} {fault} ({', '.join(sorted(names)[:_NAMED])}{', …' if len(names) > _NAMED else ''})"
         for fault, names in faults.items()
@@ -204,7 +204,7 @@ def _warn(where: str, cls: type, match: Match, fate: str, faults: dict[str, list
     ]
     if found:
         warnings.warn(
-            f"{where}of the tensors, {' and '.join(found)}. They were loaded, but no trained model has such weights; "
+            f"{path}: of the tensors, {' and '.join(found)}. They were loaded, but no trained model has such weights; "
             "are the files those that were published?",
             stacklevel=4,
         )
