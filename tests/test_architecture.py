@@ -19,7 +19,7 @@ PACKAGE = ROOT / "tfgptj"
 
 # Level 0 needs the standard library only. Level 1 has two families, each read from top to bottom; a module imports from
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
-LEVEL_0 = ("errors", "limits", "files", "config")
+LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = ("activations", "rotary", "attention", "block", "inputs", "resizing", "base", "backbone", "losses", "heads")
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream")
 LEVEL_2 = ("checkpoints", "generation")  # in this order
@@ -33,7 +33,7 @@ DOORS = {
     ("config", "checkpoints.hub"): "GPTJConfig.from_pretrained",
     ("config", "checkpoints.directory"): "GPTJConfig.from_pretrained",
     ("config", "checkpoints.push"): "GPTJConfig.push_to_hub",
-    ("base", "checkpoints.load"): "from_pretrained of every model",
+    ("base", "checkpoints.load"): "from_pretrained and load_pretrained of every model",
     ("base", "checkpoints.save"): "save_pretrained of every model",
     ("base", "checkpoints.push"): "push_to_hub of every model",
     ("heads", "generation.generate"): "TFGPTJForCausalLM.generate",

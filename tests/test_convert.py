@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, GOLDENS, Golden, assert_near
 
+from tfgptj.checkpoints.checks import match_plan
 from tfgptj.checkpoints.convert import StoredWeights, convert
 from tfgptj.checkpoints.directory import FORMATS, TOKENIZER_FILES
 from tfgptj.checkpoints.mapping import plan
-from tfgptj.checkpoints.matching import match_plan, open_checkpoint
+from tfgptj.checkpoints.opening import open_checkpoint
 from tfgptj.checkpoints.write import WRITTEN
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError

@@ -6,6 +6,8 @@ import gc
 import json
 import re
 import shutil
+import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import GOLDENS, Golden, assert_near
+from conftest import GOLDENS, Golden, assert_near, numbers
 from keras import ops
 from safetensors.numpy import load_file, save_file
 
@@ -402,3 +404,208 @@ def test_classes_without_a_checkpoint_format() -> None:
 
     with pytest.raises(ConfigError, match=re.escape("GPTJBase is none of TFGPTJModel")):
         GPTJBase.from_pretrained(BASE)
+
+
+# Values
+
+
+def test_values_that_no_model_has(tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["transformer.h.0.mlp.fc_in.weight"][3, 5] = np.nan
+        tensors["transformer.h.0.mlp.fc_in.bias"][3] = -np.inf
+        for name in ("h.0.attn.q_proj.weight", "h.1.ln_1.weight", "ln_f.weight", "wte.weight"):
+            tensors[f"transformer.{name}"][:] = 0.0
+        tensors["transformer.h.1.mlp.fc_in.weight"][:] = -0.0
+        tensors["lm_head.weight"][:] = 0.0
+        for name in ("h.0.ln_1.bias", "h.1.mlp.fc_in.bias"):  # as in a model that was never trained
+            tensors[f"transformer.{name}"][:] = 0.0
+
+    edited(tmp_path, change)
+    with pytest.warns(UserWarning) as seen:
+        model = TFGPTJForCausalLM.from_pretrained(tmp_path)
+    assert [warning.filename for warning in seen] == [__file__]
+    assert str(seen[0].message) == (
+        f"{tmp_path / 'model.safetensors'}: of the tensors, 2 hold NaN or infinite values "
+        "(transformer.h.0.mlp.fc_in.bias, transformer.h.0.mlp.fc_in.weight) and 6 are all zero (lm_head.weight, "
+        "transformer.h.0.attn.q_proj.weight, transformer.h.1.ln_1.weight, transformer.h.1.mlp.fc_in.weight, "
+        "transformer.ln_f.weight, …). They were loaded, but no trained model has such weights; "
+        "are the files those that were published?"
+    )
+    assert_loaded(model, stored_tensors(tmp_path))
+
+
+def test_values_that_a_model_may_have(tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["transformer.h.0.mlp.fc_in.weight"][:] = 0.0
+        tensors["transformer.h.0.mlp.fc_in.weight"][-1, -1] = 1e-45
+        tensors["transformer.ln_f.bias"][:] = 0.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TFGPTJForCausalLM.from_pretrained(edited(tmp_path, change))
+
+
+# Into a model that exists
+
+
+def other_model(cls: Any = TFGPTJForCausalLM, **options: Any) -> Any:
+    """A model of the base checkpoint's configuration, with weights of its own."""
+    return cls(GPTJConfig.from_pretrained(BASE), **options)
+
+
+def fail_after(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, count: int, error: BaseException) -> list[Any]:
+    """Let a method fail once, after so many calls."""
+    calls: list[Any] = []
+    original = getattr(cls, method)
+
+    def call(self: Any, *args: Any) -> Any:
+        calls.append(self)
+        if len(calls) == count + 1:
+            raise error
+        return original(self, *args)
+
+    monkeypatch.setattr(cls, method, call)
+    return calls
+
+
+@pytest.mark.parametrize("directory", [BASE, LOADING / "sharded", LOADING / "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
+def test_loading_into_a_model(directory: Path, dtype: str) -> None:
+    model = other_model(dtype=dtype)
+    variables = [variable.path for variable in model.variables]
+    assert model.load_pretrained(directory) is None
+    assert_loaded(model, stored_tensors(directory), "bfloat16" if dtype == "bfloat16" else "float32")
+    assert [variable.path for variable in model.variables] == variables
+
+
+def test_loading_into_a_trained_model_goes_on_with_it(base: Golden) -> None:
+    model = other_model()
+    model.compile(keras.optimizers.Adam(0.01), jit_compile=False)
+    model.fit(base["none/input_ids"], verbose=0)
+    first = model.predict(base["none/input_ids"], verbose=0)
+    steps = int(model.optimizer.iterations)
+    model.load_pretrained(BASE)
+    assert_near(model(base.inputs("none")), base["none/causal_lm/logits"])
+    second = model.predict(base["none/input_ids"], verbose=0)  # what was compiled sees the new values
+    assert_near(second, base["none/causal_lm/logits"])
+    assert np.abs(first - second).max() > 0.1
+    before = loaded_tensors(model)
+    model.fit(base["none/input_ids"], verbose=0)
+    assert int(model.optimizer.iterations) == 2 * steps
+    assert all(np.abs(array - before[name]).max() > 1e-5 for name, array in loaded_tensors(model).items())
+    assert_loaded(TFGPTJForCausalLM.from_pretrained(BASE), stored_tensors(BASE))
+
+
+@pytest.mark.parametrize("error", [CheckpointFormatError("cut short"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["read", "assign first", "assign midway"])
+def test_after_a_failure_nothing_has_changed(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException) -> None:
+    model = other_model()
+    before, threads = loaded_tensors(model), threading.active_count()
+    if where == "read":
+        fail_after(monkeypatch, SafetensorsFile, "_fill", 10, error)
+    else:
+        kind = type(model.variables[0])
+        calls = fail_after(monkeypatch, kind, "assign", 0 if where == "assign first" else 7, error)
+    with pytest.raises(type(error)):
+        model.load_pretrained(BASE)
+    monkeypatch.undo()
+    assert where == "read" or len(calls) in (2, 16)  # each of the first is given back its value
+    assert_loaded(model, before)
+    assert threading.active_count() == threads
+    model.load_pretrained(BASE)
+    assert_loaded(model, stored_tensors(BASE))
+
+
+def test_values_too_large_change_nothing(tmp_path: Path) -> None:
+    edited(tmp_path, lambda tensors: tensors["transformer.ln_f.bias"].__setitem__(0, 1e5))  # among the last
+    model = other_model(dtype="float16")
+    before = loaded_tensors(model)
+    with pytest.raises(CheckpointError, match=r"ln_f\.bias: holds values too large for float16"):
+        model.load_pretrained(tmp_path)
+    assert_loaded(model, before, "float16")
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    model = other_model()
+    before = loaded_tensors(model)
+    edited(tmp_path, lambda tensors: None, rotary_dim=8, activation_function="relu", layer_norm_epsilon=1e-6, n_head=1)
+    with pytest.raises(CheckpointMismatchError) as caught:
+        model.load_pretrained(tmp_path)
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  n_head: 1, the model has 2",
+        "  activation_function: 'relu', the model has 'gelu_new'",
+        "  layer_norm_epsilon: 1e-06, the model has 1e-05",
+        "  rotary_dim: 8, the model has 4",
+    ]
+    assert_loaded(model, before)
+
+
+def test_other_tensors_than_the_models(tmp_path: Path) -> None:
+    model = other_model()
+    before = loaded_tensors(model)
+    edited(tmp_path, lambda tensors: tensors.pop("transformer.ln_f.bias"))
+    with pytest.raises(CheckpointMismatchError, match=r"missing \(1\): ln_f\.bias"):
+        model.load_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json: there is no such file; give .* to from_pretrained"):
+        model.load_pretrained(tmp_path)
+    assert_loaded(model, before)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # TensorFlow's own
+def test_a_head_that_is_not_there_keeps_its_values() -> None:
+    model = other_model(TFGPTJForSequenceClassification)
+    score = loaded_tensors(model)["score.weight"]
+    text = r"of TFGPTJForSequenceClassification are not in the checkpoint: score\.weight\. They keep the values"
+    with pytest.warns(UserWarning, match=text) as seen:
+        model.load_pretrained(BASE)
+    assert [warning.filename for warning in seen if warning.category is UserWarning] == [__file__]
+    assert_loaded(model, stored_tensors(BASE) | {"score.weight": score})
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # TensorFlow's own
+def test_a_resized_vocabulary_keeps_its_values() -> None:
+    model = other_model()
+    model.resize_token_embeddings(50)
+    before = loaded_tensors(model)
+    with pytest.raises(CheckpointMismatchError, match="vocab_size: 48, the model has 50"):
+        model.load_pretrained(BASE)
+    with pytest.warns(UserWarning, match=r"of other shapes there: transformer\.wte\.weight .* They keep the values"):
+        model.load_pretrained(BASE, ignore_mismatched_sizes=True)
+    resized = {name: before[name] for name in ("wte.weight", "lm_head.weight", "lm_head.bias")}
+    assert_loaded(model, stored_tensors(BASE) | resized)
+
+
+def test_a_model_with_lora_is_refused() -> None:
+    model = other_model()
+    model.transformer.blocks[1].attn.v_proj.enable_lora(2)
+    before = [numbers(variable) for variable in model.variables]
+    with pytest.raises(
+        CheckpointError, match=r"blocks\.1\.attn\.v_proj\.kernel: has LoRA weights; load the weights into"
+    ):
+        model.load_pretrained(BASE)
+    assert all(np.array_equal(numbers(v), old) for v, old in zip(model.variables, before, strict=True))
+
+
+def test_a_quantized_model_is_refused() -> None:
+    model = other_model()
+    model.transformer.blocks[0].attn.q_proj.quantize("int8")
+    with pytest.raises(
+        CheckpointError, match=r"blocks\.0\.attn\.q_proj\.kernel: is quantized; load the weights into a new"
+    ):
+        model.load_pretrained(BASE)
+
+
+@pytest.mark.parametrize("error", [CheckpointFormatError("cut short"), KeyboardInterrupt()])
+def test_a_failed_load_leaves_other_models_and_no_threads(
+    monkeypatch: pytest.MonkeyPatch, base: Golden, error: BaseException
+) -> None:
+    model, threads = base.load(TFGPTJForCausalLM), threading.active_count()
+    files = fail_after(monkeypatch, SafetensorsFile, "_fill", 12, error)
+    with pytest.raises(type(error)):
+        TFGPTJForCausalLM.from_pretrained(LOADING / "sharded")
+    monkeypatch.undo()
+    assert all(file._file.closed for file in files)
+    assert threading.active_count() == threads
+    assert_loaded(model, stored_tensors(BASE))
+    assert_near(model(base.inputs("none")), base["none/causal_lm/logits"])

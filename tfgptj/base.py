@@ -98,6 +98,12 @@ class GPTJBase(keras.Model):
 
         return from_pretrained(cls, name_or_path, **options)
 
+    def load_pretrained(self, name_or_path: str | os.PathLike[str], **options: Any) -> None:
+        """Load weights into this model, all or none: see :func:`tfgptj.checkpoints.load.load_pretrained`."""
+        from tfgptj.checkpoints.load import load_pretrained
+
+        load_pretrained(self, name_or_path, **options)
+
     def save_pretrained(self, directory: str | os.PathLike[str], **options: Any) -> None:
         """Save configuration and weights: see :func:`tfgptj.checkpoints.save.save_pretrained`."""
         from tfgptj.checkpoints.save import save_pretrained

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from tfgptj import limits
 from tfgptj.errors import ConfigError
 from tfgptj.files import parse_json, write_json
+from tfgptj.foreign import CODE_FIELDS, CODEGEN, as_gptj, code_fields
 
 # Hugging Face's generic names for the same fields.
 ALIASES = {
@@ -27,9 +29,6 @@ ACTIVATIONS = (
 )
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-
-# Fields of config.json that name Python code to import. tfgptj runs no code from files.
-CODE_FIELDS = ("auto_map", "custom_pipelines")
 
 
 class GPTJConfig:
@@ -115,6 +114,13 @@ class GPTJConfig:
         for alias, field in ALIASES.items():
             if alias in extra:
                 setattr(self, field, extra.pop(alias))
+        code = code_fields(extra)
+        if code:
+            warnings.warn(
+                f"the configuration names Python code of its own ({code}). It is ignored: no code from files is run, "
+                "and the model is computed as a plain GPT-J",
+                stacklevel=2,
+            )
         for name in CODE_FIELDS:
             extra.pop(name, None)
         self._extra = extra
@@ -269,25 +275,28 @@ class GPTJConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **overrides: Any) -> GPTJConfig:
-        """A configuration from the fields of a `config.json`, with some of them replaced."""
+        """A configuration from the fields of a `config.json`, with some of them replaced.
+
+        A CodeGen's fields (`model_type` "codegen") give the configuration of the same model as a GPT-J.
+        """
         fields, overrides = ({ALIASES.get(name, name): value for name, value in d.items()} for d in (fields, overrides))
         fields = {**fields, **overrides}
         if "num_labels" in overrides:
             fields.pop("id2label", None)
             fields.pop("label2id", None)
-        return cls(**fields)
+        return cls(**as_gptj(fields))
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str], **overrides: Any) -> GPTJConfig:
         """Read one `config.json`.
 
         Raises:
-            ConfigError: if the file is no JSON object or describes no GPT-J.
+            ConfigError: if the file is no JSON object or describes neither a GPT-J nor a CodeGen.
             OSError: if the file cannot be read.
         """
         fields = read_json(path)
-        if fields.get("model_type", cls.model_type) != cls.model_type:
-            raise ConfigError(f"{path}: model_type is {fields['model_type']!r}, expected {cls.model_type!r}")
+        if fields.get("model_type", cls.model_type) not in (cls.model_type, CODEGEN):
+            raise ConfigError(f"{path}: model_type is {fields['model_type']!r}, expected 'gptj' or {CODEGEN!r}")
         try:
             return cls.from_dict(fields, **overrides)
         except ConfigError as error:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from tfgptj import limits
+from tfgptj.checkpoints.checks import match_plan
 from tfgptj.checkpoints.directory import TOKENIZER_FILES
 from tfgptj.checkpoints.hub import resolve_directory
 from tfgptj.checkpoints.mapping import Entry, plan
-from tfgptj.checkpoints.matching import head_of_checkpoint, match_plan, open_checkpoint
+from tfgptj.checkpoints.opening import head_of_checkpoint, open_checkpoint
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import TensorSpec, assemble
 from tfgptj.checkpoints.write import Progress, write_checkpoint

@@ -96,9 +96,9 @@ _HEAD = {
 }
 # fmt: on
 
-# Constants that PyTorch's modules keep beside their weights: the causal mask and the score of a masked key, the sines
-# of older releases, and two numbers of xIELU.
-_BUFFER = re.compile(r"h\.\d+\.(attn\.(bias|masked_bias|embed_positions)|mlp\.act\.(beta|eps))")
+# Constants that PyTorch's modules keep beside their weights: the causal mask, which CodeGen calls so, the score of a
+# masked key, the sines of older releases, and two numbers of xIELU.
+_BUFFER = re.compile(r"h\.\d+\.(attn\.(bias|causal_mask|masked_bias|embed_positions)|mlp\.act\.(beta|eps))")
 
 # xIELU's must be in the file: Hugging Face's PyTorch class leaves them uninitialised otherwise. It builds the second,
 # -1e-6, in bfloat16.

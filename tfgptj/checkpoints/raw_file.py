@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import threading
@@ -115,6 +116,21 @@ class RawFile(ABC):
         for skip, block in block_buffers(self.spec(name), start, stop):
             self._fill(name, skip, block)
             yield block
+
+    def sha256(self) -> str:
+        """SHA-256 of the whole file, in hexadecimal digits; of the very file that is open, whatever its name leads to.
+
+        Raises:
+            CheckpointError: if the file is closed, or cannot be read.
+        """
+        try:
+            with self._lock:
+                self._file.seek(0)
+                return hashlib.file_digest(self._file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: its digest could not be taken: {error.strerror}") from error
+        except ValueError:  # what Python says of a closed file
+            raise CheckpointError(f"{self.path}: its digest was asked for after the file was closed") from None
 
     @abstractmethod
     def _fill(self, name: str, skip: int, out: np.ndarray) -> None:

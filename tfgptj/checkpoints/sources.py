@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 
 from tfgptj import limits
 from tfgptj.checkpoints import hdf5
+from tfgptj.checkpoints.codegen import UnfusedFile
 from tfgptj.checkpoints.directory import FORMATS, companion, find_weights
 from tfgptj.checkpoints.flax_msgpack import FlaxFile
 from tfgptj.checkpoints.hdf5 import HDF5File
@@ -56,7 +59,8 @@ class Checkpoint:
         self.path, self.format = find_weights(directory, weights)
         _LOG.info("reading weights from %s", self.path)
         self._files: dict[str, TensorFile] = {}  # by tensor name
-        self._opened: list[TensorFile] = []
+        self._opened: list[UnfusedFile] = []
+        self._index: dict[str, str] = {}  # its name and digest, where there is one
         self.shards: list[str] = []  # names of the files that hold the tensors
         self.metadata: Mapping[str, Any]
         try:
@@ -65,6 +69,7 @@ class Checkpoint:
             else:
                 self._add_file(self.path)
                 self.metadata = self._opened[0].metadata
+            self._check_names()
         except BaseException:
             self.close()
             raise
@@ -110,19 +115,41 @@ class Checkpoint:
         """The values of a tensor or of some of its rows, a block at a time; each is overwritten by the next."""
         return self._files[name].blocks(name, start, stop)
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether the attention weights are stored as in a CodeGen; they are read as those of a GPT-J."""
+        return any(file.is_fused for file in self._opened)
+
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 in hexadecimal digits of every open file, and of the index where there is one, by file name.
+
+        Raises:
+            CheckpointError: if a file cannot be read.
+        """
+        return self._index | {name: file.sha256() for name, file in zip(self.shards, self._opened, strict=True)}
+
     def companion(self, name: str) -> Path:
         """The path of a JSON file that belongs to these weights, such as "config.json"."""
         return companion(self.path.parent, name, self.format)
 
     def _add_file(self, path: Path) -> TensorFile:
         file = _READERS[self.format](path)
-        self._opened.append(file)
-        self._files.update(dict.fromkeys(file.names, file))
+        unfused = UnfusedFile(file)
+        self._opened.append(unfused)
+        self._files.update(dict.fromkeys(unfused.names, unfused))
         self.shards.append(path.name)
         return file
 
+    def _check_names(self) -> None:
+        """Refuse a tensor that is stored by itself and as part of a fused matrix; a file holds no name twice."""
+        counts = Counter(name for file in self._opened for name in file.names)
+        for name in [name for name, count in counts.items() if count > 1]:
+            raise CheckpointFormatError(f"{self.path}: holds tensor {name!r:.200} by itself and as part of qkv_proj")
+
     def _open_shards(self) -> None:
-        self.metadata, weight_map = _read_index(self.path, self.format)
+        digest = hashlib.sha256()
+        self.metadata, weight_map = _read_index(self.path, self.format, digest)
+        self._index = {self.path.name: digest.hexdigest()}
         for shard in sorted(set(weight_map.values())):
             path = self.path.parent / shard
             if not path.is_file():
@@ -137,13 +164,13 @@ class Checkpoint:
                 )
 
 
-def _read_index(path: Path, form: str) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """The metadata of an index, and which shard holds which tensor.
+def _read_index(path: Path, form: str, digest: Any) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """The metadata of an index, and which shard holds which tensor; the digest is fed with the bytes that are read.
 
     What the metadata tell is not checked: their `total_size` counts parameters in some old files and bytes in others,
     in float at times, or is missing, and no library looks at it. The shards' own headers tell their sizes.
     """
-    index = _read_json(path)
+    index = _read_json(path, digest)
     weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointFormatError(f"{path}: weight_map must map tensors to shards, got {weight_map!r:.80}")
@@ -158,7 +185,7 @@ def _read_index(path: Path, form: str) -> tuple[Mapping[str, Any], dict[str, str
     return metadata, {(hdf5.index_name(name) if form == "h5" else name): shard for name, shard in weight_map.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, digest: Any) -> dict[str, Any]:
     try:
         status, most = path.stat(), limits.MAX_INDEX_BYTES
         # Looked at before it is opened: to open a pipe would wait for its writer.
@@ -166,7 +193,9 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise CheckpointFormatError(f"{path}: is no regular file, expected the index of a checkpoint")
         if status.st_size > most:
             raise CheckpointFormatError(f"{path}: {status.st_size:,} bytes; at most {most:,} are read of an index")
-        content = parse_json(path.read_bytes(), limits.MAX_INDEX_VALUES)
+        text = path.read_bytes()
+        digest.update(text)
+        content = parse_json(text, limits.MAX_INDEX_VALUES)
     except CheckpointFormatError:
         raise
     except OSError as error:

@@ -6,9 +6,10 @@ import dataclasses
 import os
 from pathlib import Path
 
+from tfgptj.checkpoints.checks import match_plan
 from tfgptj.checkpoints.directory import TOKENIZER_FILES
 from tfgptj.checkpoints.mapping import Entry, plan
-from tfgptj.checkpoints.matching import head_of_checkpoint, match_plan, open_checkpoint
+from tfgptj.checkpoints.opening import head_of_checkpoint, open_checkpoint
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import health
 from tfgptj.checkpoints.write import Progress

@@ -136,7 +136,7 @@ def _progress_bar(what: str, quiet: bool) -> Iterator[Progress]:
 
 def _stored(directory: Path, config: GPTJConfig) -> tuple[str, dict[str, str]]:
     """The head whose weights there are, and how they are stored."""
-    from tfgptj.checkpoints.matching import head_of_checkpoint
+    from tfgptj.checkpoints.opening import head_of_checkpoint
     from tfgptj.checkpoints.sources import Checkpoint
 
     with Checkpoint(directory) as checkpoint:
