@@ -212,7 +212,7 @@ def test_interruption_leaves_the_model_usable(model: TFGPTJForCausalLM) -> None:
         ({"input_ids": [[1] * 64]}, InputError, "over n_positions=64"),
         ({"input_ids": [[1, 2]], "max_length": 2}, GenerationError, "max_length=2 leaves no room"),
         ({"input_ids": [[1]], "max_new_token": 2}, GenerationError, "did you mean max_new_tokens"),
-        ({"input_ids": [[1]], "num_beams": 4}, GenerationError, "num_beams=4 is not supported"),
+        ({"input_ids": [[1]], "low_memory": True}, GenerationError, "low_memory=True is not supported"),
         ({"input_ids": [[1]], "seed": -1}, GenerationError, "seed must be an integer"),
         ({"input_ids": [[1]], "seed": 1.5}, GenerationError, "seed must be an integer"),
         ({"input_ids": [[1]], "generation_config": {"top_k": 1}}, GenerationError, "must be a GenerationConfig"),

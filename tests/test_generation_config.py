@@ -39,6 +39,8 @@ def test_defaults_are_hugging_face_s() -> None:
     expected = {
         **dict.fromkeys(("max_new_tokens", "max_length", "bos_token_id", "eos_token_id", "pad_token_id")),
         **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_return_sequences": 1},
+        **{"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "length_penalty": 1.0},
+        **{"early_stopping": False, "penalty_alpha": None},
     }
     config = GenerationConfig()
     assert {name: getattr(config, name) for name in DEFAULTS} == expected
@@ -53,6 +55,12 @@ VALID = {
     "top_k": (0, 1, limits.MAX_VOCAB, None),
     "top_p": (1, 1.0, 0.9, 1e-6),
     "num_return_sequences": (1,),
+    "num_beams": (1, 5, 1024),
+    "num_beam_groups": (1, 5, 1024),
+    "diversity_penalty": (0, 0.5, 1e6),
+    "length_penalty": (-10, 0, 1.5, 10),
+    "early_stopping": (True, False, "never"),
+    "penalty_alpha": (0, 0.6, 1, None),
     "bos_token_id": (0, 50256, None),
     "eos_token_id": (0, 50256, [1, 2], [], None),
     "pad_token_id": (0, 50256, None),
@@ -85,6 +93,15 @@ def refused() -> list[tuple[str, Any, str]]:
             for wrong in (1.0, "5", True)
         ),
         ("num_return_sequences", None, "num_return_sequences must be an integer, got None"),
+        *((name, None, f"{name} must be an integer, got None") for name in ("num_beams", "num_beam_groups")),
+        *((name, 0, f"{name} must be between 1 and 1,024, got 0") for name in ("num_beams", "num_beam_groups")),
+        ("diversity_penalty", -1, "diversity_penalty must be between 0 and 1e+06, got -1"),
+        ("length_penalty", 11, "length_penalty must be between -10 and 10, got 11"),
+        *(
+            ("early_stopping", x, f"early_stopping must be True, False or 'never', got {x!r}")
+            for x in (1, "ever", None)
+        ),
+        ("penalty_alpha", -0.1, "penalty_alpha must be between 0 and 1, got -0.1"),
         ("eos_token_id", [1, "2"], "eos_token_id must be an integer, got '2'"),
         ("eos_token_id", [1, None], "eos_token_id must be an integer, got None"),
         ("eos_token_id", [[1]], "eos_token_id must be an integer, got [1]"),
@@ -116,7 +133,7 @@ def test_a_number_too_long_to_print_is_refused_all_the_same() -> None:
 
 
 def test_several_sequences_need_sampling() -> None:
-    message = "num_return_sequences > 1 needs do_sample=True: without sampling all would be the same"
+    message = "num_return_sequences > 1 needs do_sample=True or as many beams: without them all would be the same"
     several = GenerationConfig(num_return_sequences=2)  # the model's own configuration may sample
     with pytest.raises(GenerationError, match=message):
         resolve_config(Model(), several, {})
@@ -149,13 +166,11 @@ def test_an_unsupported_parameter_may_be_off(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("num_beams", 4),
         ("repetition_penalty", 1.2),
         ("min_length", 5),
         ("stop_strings", ["\n"]),
         ("bad_words_ids", [[1]]),
         ("use_cache", False),
-        ("early_stopping", "never"),
         ("sequence_bias", np.ones(3)),
     ],
 )
@@ -255,7 +270,7 @@ def test_numpy_numbers_are_saved_like_python_s(tmp_path: Path) -> None:
     ("content", "text"),
     [
         ({"top_k": -1}, "top_k must be between 0 and"),
-        ({"num_beams": 4}, "num_beams=4 is not supported by tfgptj"),
+        ({"low_memory": True}, "low_memory=True is not supported by tfgptj"),
         ({"topk": 4}, "unknown generation parameter 'topk'; did you mean top_k?"),
         ({"temperature": "hot"}, "temperature must be a number"),
         ('{"top_k": 1, "top_k": 2}', "not valid JSON: the key 'top_k' comes twice"),
@@ -364,8 +379,8 @@ def test_keywords_are_checked_like_a_configuration() -> None:
         Model().resolved(topk=1)
     with pytest.raises(GenerationError, match="top_k must be between"):
         Model().resolved(top_k=-1)
-    with pytest.raises(GenerationError, match="num_beams=2 is not supported"):
-        Model().resolved(num_beams=2)
+    with pytest.raises(GenerationError, match="low_memory=True is not supported"):
+        Model().resolved(low_memory=True)
 
 
 # What parameters do at their extremes

@@ -29,6 +29,7 @@ class Context(NamedTuple):
     step: Any  # int32 scalar, new tokens
     limit: Any  # int32 scalar, new tokens that a row may have
     eos: Any  # int32 [E], the tokens that end a row
+    taken: Any = None  # int32 [B, n], what earlier groups of beams chose in this step; None for the first
 
 
 def build_chain(config: GenerationConfig) -> tuple[Names, Numbers]:
@@ -38,9 +39,11 @@ def build_chain(config: GenerationConfig) -> tuple[Names, Numbers]:
         The names with their static arguments, and the numbers as NumPy arrays, float32 or int32.
     """
     chain: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = []
+    if config.num_beam_groups > 1:
+        chain.append(("diversity", (), (np.float32(config.diversity_penalty),)))
     if config.do_sample and config.temperature != 0:
-        # In float32 a number below 1e-38 is 0.
-        chain.append(("temperature", (), (np.float32(max(config.temperature, 1e-30)),)))
+        # Below this a logit divided by it could be under what is forbidden.
+        chain.append(("temperature", (), (np.float32(max(config.temperature, 1e-20)),)))
         if config.top_k:
             chain.append(("top_k", (config.top_k,), ()))
         if config.top_p < 1:
@@ -56,6 +59,7 @@ def process(names: Names, numbers: Numbers, logits: Any, context: Context) -> An
 
 
 _FUNCTIONS = {
+    "diversity": processors.diversity,
     "temperature": processors.temperature,
     "top_k": processors.top_k,
     "top_p": processors.top_p,

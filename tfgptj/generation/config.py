@@ -25,6 +25,12 @@ DEFAULTS: dict[str, Any] = {
     "top_k": 50,
     "top_p": 1.0,
     "num_return_sequences": 1,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "penalty_alpha": None,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -44,9 +50,7 @@ UNSUPPORTED: dict[str, Any] = {
     "custom_generate": None,
     "decoder_start_token_id": None,
     "disable_compile": False,
-    "diversity_penalty": 0.0,
     "dola_layers": None,
-    "early_stopping": False,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "epsilon_cutoff": 0.0,
@@ -58,7 +62,6 @@ UNSUPPORTED: dict[str, Any] = {
     "forced_eos_token_id": None,
     "guidance_scale": None,
     "is_assistant": False,
-    "length_penalty": 1.0,
     "low_memory": None,
     "max_matching_ngram_size": None,
     "max_time": None,
@@ -68,13 +71,10 @@ UNSUPPORTED: dict[str, Any] = {
     "no_repeat_ngram_size": 0,
     "num_assistant_tokens": 20,
     "num_assistant_tokens_schedule": "constant",
-    "num_beam_groups": 1,
-    "num_beams": 1,
     "output_attentions": False,
     "output_hidden_states": False,
     "output_logits": None,
     "output_scores": False,
-    "penalty_alpha": None,
     "prefill_chunk_size": None,
     "prompt_lookup_num_tokens": None,
     "remove_invalid_values": False,
@@ -104,7 +104,18 @@ class GenerationConfig:
         temperature: number >= 0, divides the logits; 0 means no sampling at all.
         top_k: int or None, draw only among the k likeliest tokens (ties with the k-th stay); 0 and None switch it off.
         top_p: number in (0, 1], draw only among the likeliest tokens that make up this share of the probability.
-        num_return_sequences: int, continuations per prompt; `generate` refuses more than one without `do_sample`.
+        num_return_sequences: int, continuations per prompt; more than one needs `do_sample`, or as many beams.
+        num_beams: int, how many continuations of a prompt are followed at once; the likeliest as a whole wins. With
+            `do_sample` they are drawn.
+        num_beam_groups: int, into how many groups the beams are divided; each avoids the tokens of those before it.
+        diversity_penalty: number >= 0, taken from a token's log-probability for each beam of an earlier group that
+            chose it in the same step.
+        length_penalty: number in [-10, 10], beams are compared by log-probability / length ** length_penalty: above 0
+            longer texts gain, below 0 shorter ones.
+        early_stopping: when beams stop. True: as soon as there are `num_beams` finished texts; False: when a better one
+            is not likely; "never": when a better one is not possible.
+        penalty_alpha: number in [0, 1] or None, contrastive search among the `top_k` likeliest tokens: how much it
+            counts that a token's hidden state is unlike those before it.
         bos_token_id: int, what an empty prompt starts with.
         eos_token_id: int or list of int, tokens that end a row.
         pad_token_id: int, fills finished rows; the first `eos_token_id` when not given.
@@ -242,6 +253,7 @@ def _check_values(values: dict[str, Any]) -> None:
     if values["num_return_sequences"] is None:
         raise GenerationError("num_return_sequences must be an integer, got None")
     _check_int("num_return_sequences", values["num_return_sequences"], 1, 2**16)
+    _check_search(values)
     eos = values["eos_token_id"]
     for token in eos if isinstance(eos, (list, tuple)) else () if eos is None else (eos,):
         if token is None:
@@ -249,6 +261,19 @@ def _check_values(values: dict[str, Any]) -> None:
         _check_int("eos_token_id", token, 0, limits.MAX_ID)
     _check_int("bos_token_id", values["bos_token_id"], 0, limits.MAX_ID)
     _check_int("pad_token_id", values["pad_token_id"], 0, limits.MAX_ID)
+
+
+def _check_search(values: dict[str, Any]) -> None:
+    for name in ("num_beams", "num_beam_groups"):
+        if values[name] is None:
+            raise GenerationError(f"{name} must be an integer, got None")
+        _check_int(name, values[name], 1, 2**10)
+    _check_number("diversity_penalty", values["diversity_penalty"], 0.0, 1e6)
+    _check_number("length_penalty", values["length_penalty"], -10.0, 10.0)
+    if not isinstance(values["early_stopping"], bool) and values["early_stopping"] != "never":
+        raise GenerationError(f"early_stopping must be True, False or 'never', got {values['early_stopping']!r}")
+    if values["penalty_alpha"] is not None:
+        _check_number("penalty_alpha", values["penalty_alpha"], 0.0, 1.0)
 
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:

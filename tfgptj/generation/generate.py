@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
-from tfgptj.generation import loop
+from tfgptj.generation import beams, contrastive, loop
 from tfgptj.generation.chain import build_chain
 from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
@@ -64,11 +65,13 @@ def generate(
         for _ in run.chunks(CHUNK):
             pass
     else:
+        beams.check_streaming(run.config)
         streamer.put(run.prompt)
         for tokens in run.chunks(1):
             streamer.put(tokens[:, 0])
         streamer.end()
-    return np.concatenate([run.prompt, run.tokens()], axis=1)
+    tokens = run.tokens()
+    return np.concatenate([np.repeat(run.prompt, len(tokens) // len(run.prompt), axis=0), tokens], axis=1)
 
 
 class Run:
@@ -90,8 +93,11 @@ class Run:
         self.room = _room(model, self.mask, self.config)
         self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
         names, self.numbers = build_chain(self.config)
-        self.plan = loop.Plan(do_sample=self.config.do_sample and self.config.temperature != 0, processors=names)
-        self.uniforms = _uniforms(seed, self.prompt.shape[0], self.room, self.plan.do_sample)
+        sampled = self.config.do_sample and self.config.temperature != 0
+        self.strategy, search = _strategy(self.config)
+        self.plan = loop.Plan(do_sample=sampled, processors=names, search=search)
+        self.draws = search.draws if self.strategy is beams else 1
+        self.uniforms = _uniforms(seed, self.prompt.shape[0], self.room * self.draws, sampled)
         self.state: loop.State | None = None
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
@@ -108,10 +114,28 @@ class Run:
             done = int(self.state.step)
 
     def tokens(self) -> np.ndarray:
-        """The new tokens so far, int32 [B, new]."""
+        """The new tokens so far, int32 [B, new]; of beams those of the best texts, [B · num_return_sequences, new]."""
         assert self.state is not None  # chunks() ran
+        if self.strategy is beams:
+            return self.found().tokens
         start, stop = int(self.state.slot) - int(self.state.step), int(self.state.slot)
         return to_numpy(self.state.ids)[:, start:stop]
+
+    def found(self) -> beams.Result:
+        """What beams have found so far."""
+        assert self.state is not None  # chunks() ran
+        return beams.result_of(self.config, *(to_numpy(table) for table in self.state.search.found))
+
+    def search(self, keep: bool = False) -> beams.Result:
+        """Run a search with beams to its end; `keep` asks for each step's scores and logits."""
+        self.plan = self.plan._replace(search=self.plan.search._replace(keep=keep))
+        kept: list[tuple[np.ndarray, ...]] = []
+        for _ in self.chunks(1 if keep else CHUNK):
+            if keep:
+                assert self.state is not None  # chunks() sets it
+                kept.append((to_numpy(self.state.search.step_scores), to_numpy(self.state.search.step_logits)))
+        scores, logits = (np.stack(steps) for steps in zip(*kept, strict=True)) if keep else (None, None)
+        return self.found()._replace(step_scores=scores, step_logits=logits)
 
     def _check(self, state: loop.State) -> None:
         step = int(state.step)
@@ -128,9 +152,9 @@ class Run:
 
     def _compiled(self, name: str) -> Compiled:
         programs = self.model.__dict__.setdefault("_generation_programs", {})
-        key = (name, self.jit_compile)
+        key = (name, self.jit_compile, self.strategy.__name__)
         if key not in programs:
-            programs[key] = Compiled(self.model, getattr(loop, name), self.jit_compile)
+            programs[key] = Compiled(self.model, getattr(self.strategy, name), self.jit_compile)
         return programs[key]
 
     def _size(self, length: int) -> int:
@@ -152,13 +176,15 @@ class Run:
         return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
 
     def _controls(self) -> loop.Controls:
-        uniforms = np.pad(self.uniforms, ((0, 0), (0, self._size(self.room) - self.room)))
+        uniforms = np.pad(self.uniforms, ((0, 0), (0, (self._size(self.room) - self.room) * self.draws)))
+        weight = {beams: self.config.length_penalty, contrastive: self.config.penalty_alpha}.get(self.strategy)
         return loop.Controls(
             processors=tuple(tuple(ops.convert_to_tensor(value) for value in values) for values in self.numbers),
             eos=ops.convert_to_tensor(np.asarray(self.config.eos_token_ids, "int32")),
             pad=ops.convert_to_tensor(self._pad_token(), dtype="int32"),
             limit=ops.convert_to_tensor(self.room, dtype="int32"),
             uniforms=ops.convert_to_tensor(uniforms, dtype="float32"),
+            search=() if weight is None else ops.convert_to_tensor(weight, dtype="float32"),
         )
 
 
@@ -170,9 +196,20 @@ def resolve_config(
         raise GenerationError(f"generation_config must be a GenerationConfig, got {type(generation_config).__name__}")
     own = getattr(model, "generation_config", None)
     merged = GenerationConfig.from_model_config(model.config).merged(own, generation_config, parameters)
-    if merged.num_return_sequences > 1 and not merged.do_sample:
-        raise GenerationError("num_return_sequences > 1 needs do_sample=True: without sampling all would be the same")
+    strategy, _ = _strategy(merged)
+    if merged.num_return_sequences > 1 and not merged.do_sample and strategy is loop:
+        raise GenerationError(
+            "num_return_sequences > 1 needs do_sample=True or as many beams: without them all would be the same"
+        )
     return merged
+
+
+def _strategy(config: GenerationConfig) -> tuple[ModuleType, Any]:
+    """The module that generates as a configuration asks, and what it fixes in the graph."""
+    rules, candidates = beams.rules_of(config), contrastive.candidates_of(config)
+    if candidates is not None:
+        return contrastive, candidates
+    return (loop, None) if rules is None else (beams, rules)
 
 
 def align_right(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +239,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 def _prompt(
     model: TFGPTJForCausalLM, input_ids: Any, attention_mask: Any, config: GenerationConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 [B, P] and mask bool [B, P], one row per returned sequence."""
+    """Ids int32 [B, P] and mask bool [B, P], one row per returned sequence; with beams one per prompt."""
     if input_ids is None:
         if config.bos_token_id is None:
             raise GenerationError("there is neither a prompt nor a bos_token_id to start from: give input_ids")
@@ -215,7 +252,7 @@ def _prompt(
     if not real.any(axis=1).all():
         row = int(np.argmin(real.any(axis=1)))
         raise InputError(f"row {row} of the prompt has no token: its attention_mask is all 0")
-    repeats = config.num_return_sequences
+    repeats = config.num_return_sequences if config.num_beams == 1 else 1
     return np.repeat(ids, repeats, axis=0), np.repeat(real, repeats, axis=0)
 
 

@@ -25,6 +25,7 @@ class Plan(NamedTuple):
 
     do_sample: bool = False
     processors: Names = ()  # what is done to the logits, in this order
+    search: Any = None  # what a search, such as that of beams, fixes in the graph
 
 
 class Controls(NamedTuple):
@@ -35,6 +36,7 @@ class Controls(NamedTuple):
     pad: Any  # int32 scalar, what finished rows are filled with
     limit: Any  # int32 scalar, new tokens that a row may have
     uniforms: Any  # float32 [B, M], one random number per row and step
+    search: Any = ()  # the numbers of a search
 
 
 class State(NamedTuple):
@@ -49,6 +51,7 @@ class State(NamedTuple):
     finished: Any  # bool [B], an end-of-text token was produced
     finite: Any  # bool scalar, no logit was NaN or infinite so far
     possible: Any  # bool scalar, there was always a token that was not forbidden
+    search: Any = ()  # what a search keeps beside these
 
 
 def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls: Controls) -> State:
@@ -73,6 +76,12 @@ def read_prompt(model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any) -> tup
         ids, real: as for :func:`prefill`.
         room: int, the slots after the prompt (M).
     """
+    hidden, state = read(model, ids, real, room)
+    return next_logits(model, hidden), state
+
+
+def read(model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any) -> tuple[Any, State]:
+    """As :func:`read_prompt`, with the last hidden states [B, P, D] in place of the logits."""
     batch, size = ops.shape(ids)[:2]
     prompt = size - room
     mask = real[:, :prompt]
@@ -96,7 +105,7 @@ def read_prompt(model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any) -> tup
         finite=ops.ones((), dtype="bool"),
         possible=ops.ones((), dtype="bool"),
     )
-    return next_logits(model, hidden), state
+    return hidden, state
 
 
 def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, controls: Controls) -> State:

@@ -13,10 +13,22 @@ from keras import ops
 FORBIDDEN = -1e30
 
 
+def diversity(logits: Any, context: Any, penalty: Any) -> Any:
+    """Lower the logits [B, V] of what earlier groups of beams chose in this step, once for each beam that did.
+
+    Source: `HammingDiversityLogitsProcessor`.
+    """
+    if context.taken is None:
+        return logits
+    tokens = ops.arange(logits.shape[-1], dtype="int32")
+    times = ops.sum(ops.cast(context.taken[:, :, None] == tokens, "float32"), axis=1)  # [B, V]
+    return logits - penalty * times
+
+
 def temperature(logits: Any, context: Any, value: Any) -> Any:
     """Divide the logits [B, V]: below 1 sharper, above 1 flatter."""
-    # With the likeliest at 0, no temperature is so low that a logit overflows.
-    return (logits - ops.max(logits, axis=-1, keepdims=True)) / value
+    # Beams are compared with each other, so nothing is added to a row's logits.
+    return ops.maximum(logits / value, FORBIDDEN)
 
 
 def top_k(logits: Any, context: Any, k: int) -> Any:

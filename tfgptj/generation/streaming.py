@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfgptj.errors import GenerationError, InputError
+from tfgptj.generation.beams import check_streaming
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.generate import Run
 from tfgptj.heads import TFGPTJForCausalLM
@@ -58,6 +59,7 @@ def text_pieces(run: Run, tokenizer: GPTJTokenizer) -> Iterator[str]:
     Raises:
         GenerationError: if the generation has more than one row.
     """
+    check_streaming(run.config)
     rows = len(run.prompt)
     if rows != 1:
         raise GenerationError(f"only one text can be streamed, not {rows}: leave num_return_sequences at 1")

@@ -1,0 +1,217 @@
+"""Beams: texts, scores and indices of Hugging Face's searches, draws against their distribution, and independence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+from tfgptj.errors import GenerationError, NonFiniteLogitsError
+from tfgptj.generation.beams import Result
+from tfgptj.generation.config import GenerationConfig
+from tfgptj.generation.generate import CHUNK, Run
+from tfgptj.heads import TFGPTJForCausalLM
+
+pytestmark = pytest.mark.core
+GOLDENS = FIXTURES / "goldens_generation"
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+def cases_of(part: str, prefix: str) -> dict[str, dict[str, Any]]:
+    """The cases of a part whose processors there are, by name."""
+    chosen = {}
+    for case in json.loads((GOLDENS / f"{part}.json").read_text()):
+        parameters = case["parameters"]
+        if case["name"].startswith(prefix) and not {"prefix_allowed_tokens_fn", "logits_processor"} & set(parameters):
+            try:
+                GenerationConfig(**parameters)
+            except GenerationError:
+                continue
+            chosen[case["name"]] = case
+    return chosen
+
+
+BEAMS, GROUPS = cases_of("strategies", "beams_"), cases_of("retired", "groups")
+ARRAYS = {**np.load(GOLDENS / "strategies.npz"), **np.load(GOLDENS / "retired.npz")}
+
+
+@pytest.fixture(scope="module")
+def model() -> TFGPTJForCausalLM:
+    return TFGPTJForCausalLM.from_pretrained(GOLDENS / "model")
+
+
+def run_of(model: TFGPTJForCausalLM, case: dict[str, Any], jit: bool | None = None) -> Run:
+    ids, mask = (ARRAYS[f"{case['name']}/{name}"] for name in ("input_ids", "attention_mask"))
+    return Run(model, ids, mask, None, None, jit, case["parameters"])
+
+
+def check(found: Result, case: dict[str, Any]) -> None:
+    """Compare with a golden; of groups it has no indices."""
+    name = case["name"]
+    expected = ARRAYS[f"{name}/sequences"][:, ARRAYS[f"{name}/input_ids"].shape[1] :]
+    if case["parameters"]["pad_token_id"] == 0:  # which Hugging Face takes for none at all
+        expected = np.where(found.beam_indices < 0, 0, expected)
+    np.testing.assert_array_equal(found.tokens, expected)
+    np.testing.assert_allclose(found.scores, ARRAYS[f"{name}/sequences_scores"], rtol=2e-5)
+    if f"{name}/beam_indices" in ARRAYS:
+        np.testing.assert_array_equal(found.beam_indices, ARRAYS[f"{name}/beam_indices"])
+
+
+def test_most_cases_run() -> None:
+    assert len(BEAMS) >= 23
+    assert len(GROUPS) >= 11
+
+
+@pytest.mark.parametrize("name", [*BEAMS, *GROUPS])
+def test_texts_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
+    case = {**BEAMS, **GROUPS}[name]
+    check(run_of(model, case).search(), case)
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="XLA is a choice on TensorFlow only")
+@pytest.mark.parametrize("name", ["beams_3", "beams_three_eos", "beams_penalty_0.5_stopping_never", "groups"])
+def test_xla_finds_the_same(model: TFGPTJForCausalLM, name: str) -> None:
+    case = {**BEAMS, **GROUPS}[name]
+    check(run_of(model, case, jit=True).search(), case)
+
+
+def test_scores_and_logits_of_each_step(model: TFGPTJForCausalLM) -> None:
+    case, name = BEAMS["beams_full"], "beams_full"
+    result = run_of(model, case).search(keep=True)
+    check(result, case)
+    assert result.step_scores is not None
+    assert result.step_logits is not None
+    np.testing.assert_allclose(result.step_scores, ARRAYS[f"{name}/scores"], atol=2e-5)
+    np.testing.assert_allclose(result.step_logits, ARRAYS[f"{name}/logits"], atol=2e-5)
+    # A token's own score is found with its beam index.
+    steps = np.arange(result.tokens.shape[1])
+    transitions = result.step_scores[steps, result.beam_indices, result.tokens]
+    expected = ARRAYS[f"{name}/transition_scores"]
+    np.testing.assert_allclose(np.where(result.beam_indices < 0, 0, transitions), expected, atol=2e-5)
+    assert run_of(model, case).search().step_scores is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
+        {"num_beams": 3, "do_sample": True, "seed": 5, "num_return_sequences": 2},
+    ],
+)
+def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM, options: dict[str, Any]) -> None:
+    options = {**options, "max_new_tokens": 10, "eos_token_id": [10, 31], "pad_token_id": 0}
+    returned = options["num_return_sequences"]
+    alone = model.generate([[8, 20]], **options)[:, 2:]
+    for row, mask in (([0, 0, 8, 20], [0, 0, 1, 1]), ([8, 20, 0, 0], [1, 1, 0, 0])):
+        together = model.generate([row, [5, 9, 3, 7]], [mask, [1, 1, 1, 1]], **options)
+        np.testing.assert_array_equal(together[:returned, :4], [row] * returned)
+        new = together[:returned, 4:]
+        width = alone.shape[1]
+        np.testing.assert_array_equal(new[:, :width], alone[:, : new.shape[1]])
+        assert (new[:, width:] == 0).all()
+
+
+def test_long_searches_cross_chunks(model: TFGPTJForCausalLM) -> None:
+    options = {"num_beams": 3, "max_new_tokens": 2 * CHUNK + 3, "eos_token_id": None}
+    whole = model.generate([[8, 20]], **options)
+    run = Run(model, [[8, 20]], None, None, None, None, options)
+    for _ in run.chunks(5):
+        pass
+    np.testing.assert_array_equal(run.tokens(), whole[:, 2:])
+
+
+# Drawn beams
+
+
+def test_same_seed_same_texts(model: TFGPTJForCausalLM) -> None:
+    options = {"do_sample": True, "num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "temperature": 2.0}
+    first = model.generate([[8, 20]], seed=3, **options)
+    np.testing.assert_array_equal(model.generate([[8, 20]], seed=3, **options), first)
+    assert any((model.generate([[8, 20]], seed=seed, **options) != first).any() for seed in (4, 5))
+    assert len({tuple(row) for row in first}) == 3
+
+
+def test_zero_temperature_is_beam_search(model: TFGPTJForCausalLM) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8}
+    np.testing.assert_array_equal(
+        model.generate([[8, 20]], do_sample=True, temperature=0, **options), model.generate([[8, 20]], **options)
+    )
+
+
+def test_drawn_beams_follow_their_distribution(model: TFGPTJForCausalLM) -> None:
+    rows, kept, temperature = 6000, 5, 1.5
+    logits = np.asarray(keras.ops.convert_to_numpy(model(np.array([[8, 20]]))))[0, -1].astype("float64")
+    likeliest = np.argsort(-logits)[:kept]
+    p = np.exp((logits - logits.max()) / temperature)[likeliest]
+    p /= p.sum()
+    # Of a first step the first two that are drawn, without putting back, are returned.
+    options = {"do_sample": True, "num_beams": 2, "num_return_sequences": 2, "temperature": temperature, "top_k": kept}
+    prompts = np.tile([[8, 20]], (rows, 1))
+    ids = model.generate(prompts, seed=1, max_new_tokens=1, eos_token_id=None, **options)[:, 2].reshape(rows, 2)
+    places = np.argmax(np.sort(ids, axis=1)[:, :, None] == np.sort(likeliest), axis=2)
+    observed = np.zeros((kept, kept))
+    np.add.at(observed, (places[:, 0], places[:, 1]), 1)
+    p = p[np.argsort(likeliest)]
+    expected = rows * np.triu(p[:, None] * p * (1 / (1 - p[:, None]) + 1 / (1 - p)), 1)
+    assert observed[expected == 0].sum() == 0
+    cells = expected > 0
+    statistic = ((observed - expected)[cells] ** 2 / expected[cells]).sum()
+    assert statistic < 27.9, statistic  # 9 degrees of freedom: exceeded once in 1000
+
+
+def test_drawn_beams_compare_scores_over_the_temperature(model: TFGPTJForCausalLM) -> None:
+    result = Run(
+        model, [[8, 20]], None, None, 2, None,
+        {"do_sample": True, "num_beams": 3, "temperature": 3.0, "top_k": 0, "max_new_tokens": 6, "eos_token_id": None},
+    ).search(keep=True)  # fmt: skip
+    assert result.step_scores is not None
+    assert result.step_logits is not None
+    log_probs = np.asarray(keras.ops.convert_to_numpy(keras.ops.log_softmax(result.step_logits)))
+    np.testing.assert_allclose(result.step_scores, log_probs / 3.0, rtol=1e-5)
+    total = result.step_scores[np.arange(6), result.beam_indices[0], result.tokens[0]].sum()
+    np.testing.assert_allclose(result.scores, [total / 6], rtol=1e-5)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 is more than num_beams=2 can find"),
+        ({"num_return_sequences": 3}, "needs do_sample=True or as many beams"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beams=4 cannot be divided into num_beam_groups=3"),
+        ({"num_beam_groups": 2}, "num_beams=1 cannot be divided into num_beam_groups=2"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups=2 needs a diversity_penalty above 0"),
+        ({"num_beams": 4, "diversity_penalty": 0.5}, "diversity_penalty=0.5 acts between groups of beams"),
+        ({"num_beams": 4, "num_beam_groups": 2, "do_sample": True}, "groups of beams do not sample"),
+        ({"num_beams": 0}, "num_beams must be between 1 and"),
+        ({"num_beams": 2.0}, "num_beams must be an integer"),
+        ({"num_beams": 2, "early_stopping": "always"}, "early_stopping must be True, False or 'never'"),
+        ({"num_beams": 2, "streamer": object()}, "num_beams=2 cannot be streamed"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(model: TFGPTJForCausalLM, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        model.generate([[1]], **options)
+
+
+def test_nothing_to_choose_from_is_an_error(model: TFGPTJForCausalLM) -> None:
+    broken = TFGPTJForCausalLM(model.config)
+    broken.set_weights([np.full(w.shape, np.nan, "float32") for w in broken.get_weights()])
+    with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits"):
+        broken.generate([[8, 20]], num_beams=2, max_new_tokens=3)
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="traces are counted on TensorFlow, whose graphs leave the shapes open")
+def test_one_trace_serves_every_length_and_batch(model: TFGPTJForCausalLM) -> None:
+    fresh = TFGPTJForCausalLM(model.config)
+    for length in range(1, 6):
+        fresh.generate(np.ones((1 + length % 3, length), int), num_beams=2, max_new_tokens=2 + length)
+        fresh.generate(np.ones((1, length), int), num_beams=2, max_new_tokens=2, length_penalty=length)
+    assert {program.traces for program in fresh._generation_programs.values()} == {1}

@@ -1,0 +1,111 @@
+"""Contrastive search: ids of Hugging Face's, on its own and beside neighbours, streamed or not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+from tfgptj.errors import GenerationError
+from tfgptj.generation.config import GenerationConfig
+from tfgptj.heads import TFGPTJForCausalLM
+
+pytestmark = pytest.mark.core
+GOLDENS = FIXTURES / "goldens_generation"
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+ARRAYS = np.load(GOLDENS / "retired.npz")
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """The parameters of the cases whose processors there are, by name."""
+    chosen = {}
+    for case in json.loads((GOLDENS / "retired.json").read_text()):
+        if case["name"].startswith("contrastive"):
+            try:
+                GenerationConfig(**case["parameters"])
+            except GenerationError:
+                continue
+            chosen[case["name"]] = case["parameters"]
+    return chosen
+
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def model() -> TFGPTJForCausalLM:
+    return TFGPTJForCausalLM.from_pretrained(GOLDENS / "model")
+
+
+def test_most_cases_run() -> None:
+    assert len(CASES) >= 8
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ids_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
+    ids = model.generate(ARRAYS[f"{name}/input_ids"], ARRAYS[f"{name}/attention_mask"], **CASES[name])
+    np.testing.assert_array_equal(ids, ARRAYS[f"{name}/sequences"])
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="XLA is a choice on TensorFlow only")
+def test_xla_gives_the_same(model: TFGPTJForCausalLM) -> None:
+    for jit in (False, True):
+        ids = model.generate(
+            ARRAYS["contrastive/input_ids"],
+            ARRAYS["contrastive/attention_mask"],
+            jit_compile=jit,
+            **CASES["contrastive"],
+        )
+        np.testing.assert_array_equal(ids, ARRAYS["contrastive/sequences"])
+
+
+def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM) -> None:
+    options = {"penalty_alpha": 0.6, "top_k": 4, "max_new_tokens": 12, "eos_token_id": None}
+    alone = model.generate([[8, 20]], **options)[:, 2:]
+    for row, mask in (([0, 0, 8, 20], [0, 0, 1, 1]), ([8, 20, 0, 0], [1, 1, 0, 0])):
+        together = model.generate([[5, 9, 3, 7], row], [[1, 1, 1, 1], mask], **options)
+        np.testing.assert_array_equal(together[1:, 4:], alone)
+
+
+def test_no_weight_is_greedy_and_more_candidates_than_tokens_are_all(model: TFGPTJForCausalLM) -> None:
+    greedy = model.generate([[8, 20]], max_new_tokens=8)
+    np.testing.assert_array_equal(model.generate([[8, 20]], max_new_tokens=8, penalty_alpha=0), greedy)
+    np.testing.assert_array_equal(model.generate([[8, 20]], max_new_tokens=8, penalty_alpha=1e-6, top_k=500), greedy)
+
+
+def test_a_streamer_gets_the_same_tokens(model: TFGPTJForCausalLM) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.given: list[np.ndarray] = []
+
+        def put(self, ids: np.ndarray) -> None:
+            self.given.append(ids)
+
+        def end(self) -> None:
+            self.given.append(np.array([-1]))
+
+    recorder, options = Recorder(), {"penalty_alpha": 0.6, "top_k": 4, "max_new_tokens": 20}
+    ids = model.generate([[8, 20]], streamer=recorder, **options)
+    np.testing.assert_array_equal(np.concatenate([recorder.given[0][0], *recorder.given[1:-1]]), ids[0])
+    np.testing.assert_array_equal(ids, model.generate([[8, 20]], **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_return_sequences": 2}, "contrastive search finds one text per prompt, got num_return_sequences=2"),
+        ({"num_beams": 2}, "asks for contrastive search, which does not go with num_beams=2"),
+        ({"do_sample": True}, "asks for contrastive search, which does not go with do_sample=True"),
+        ({"top_k": 1}, "chooses among the top_k likeliest tokens, at least 2; got top_k=1"),
+        ({"top_k": None}, "at least 2; got top_k=None"),
+        ({"penalty_alpha": 1.5}, "penalty_alpha must be between 0 and 1, got 1.5"),
+        ({"penalty_alpha": "much"}, "penalty_alpha must be a number, got 'much'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(model: TFGPTJForCausalLM, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        model.generate([[1]], **{"penalty_alpha": 0.6, **options})
