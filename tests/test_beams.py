@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 
+from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
 from tfgptj.generation.beams import Result
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.generate import CHUNK, Run
 from tfgptj.heads import TFGPTJForCausalLM
+from tfgptj.pipelines import pipeline
+from tfgptj.tokenizer import GPTJTokenizer
 
 pytestmark = pytest.mark.core
 GOLDENS = FIXTURES / "goldens_generation"
@@ -215,3 +218,19 @@ def test_one_trace_serves_every_length_and_batch(model: TFGPTJForCausalLM) -> No
         fresh.generate(np.ones((1 + length % 3, length), int), num_beams=2, max_new_tokens=2 + length)
         fresh.generate(np.ones((1, length), int), num_beams=2, max_new_tokens=2, length_penalty=length)
     assert {program.traces for program in fresh._generation_programs.values()} == {1}
+
+
+def test_a_pipeline_returns_the_beams_of_each_prompt() -> None:
+    tokenizer = GPTJTokenizer.train(["to be or not to be"], vocab_size=260)
+    config = GPTJConfig(vocab_size=260, n_positions=32, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
+    model = TFGPTJForCausalLM(config)
+    write = pipeline("text-generation", model, tokenizer)
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 5, "return_tensors": True}
+    prompts = ["to be", "or", "not to be"]
+    results = write(prompts, batch_size=2, **options)
+    assert [len(each) for each in results] == [2, 2, 2]
+    for prompt, found in zip(prompts, results, strict=True):
+        ids = model.generate([tokenizer.encode(prompt)], num_beams=3, num_return_sequences=2, max_new_tokens=5)
+        assert [each["generated_token_ids"] for each in found] == ids.tolist()
+    with pytest.raises(GenerationError, match="cannot be streamed"):
+        write.stream("to be", num_beams=2)
