@@ -47,21 +47,32 @@ def model() -> TFGPTJForCausalLM:
     return TFGPTJForCausalLM.from_pretrained(GOLDENS / "model")
 
 
-def run_of(model: TFGPTJForCausalLM, case: dict[str, Any], jit: bool | None = None) -> Run:
+def prompts_of(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask [B, P] of a case; where Hugging Face takes padding for text, of the first row, which has none."""
     ids, mask = (ARRAYS[f"{case['name']}/{name}"] for name in ("input_ids", "attention_mask"))
-    return Run(model, ids, mask, None, None, jit, case["parameters"])
+    if case.get("rows_alone", True):
+        return ids, mask
+    assert mask[0].all()
+    return ids[:1], mask[:1]
+
+
+def run_of(model: TFGPTJForCausalLM, case: dict[str, Any], jit: bool | None = None) -> Run:
+    return Run(model, *prompts_of(case), None, None, jit, case["parameters"])
 
 
 def check(found: Result, case: dict[str, Any]) -> None:
     """Compare with a golden; of groups it has no indices."""
-    name = case["name"]
-    expected = ARRAYS[f"{name}/sequences"][:, ARRAYS[f"{name}/input_ids"].shape[1] :]
+    name, rows, new = case["name"], len(found.tokens), found.tokens.shape[1]
+    expected = ARRAYS[f"{name}/sequences"][:rows, ARRAYS[f"{name}/input_ids"].shape[1] :]
+    assert expected.shape[1] == new or not case.get("rows_alone", True)
     if case["parameters"]["pad_token_id"] == 0:  # which Hugging Face takes for none at all
         expected = np.where(found.beam_indices < 0, 0, expected)
-    np.testing.assert_array_equal(found.tokens, expected)
-    np.testing.assert_allclose(found.scores, ARRAYS[f"{name}/sequences_scores"], rtol=2e-5)
+    np.testing.assert_array_equal(found.tokens, expected[:, :new])
+    np.testing.assert_allclose(found.scores, ARRAYS[f"{name}/sequences_scores"][:rows], rtol=2e-5)
     if f"{name}/beam_indices" in ARRAYS:
-        np.testing.assert_array_equal(found.beam_indices, ARRAYS[f"{name}/beam_indices"])
+        indices = ARRAYS[f"{name}/beam_indices"][:rows]
+        np.testing.assert_array_equal(found.beam_indices, indices[:, :new])
+        assert (indices[:, new:] == -1).all()
 
 
 def test_most_cases_run() -> None:
@@ -204,7 +215,20 @@ def test_what_does_not_go_together_is_refused(model: TFGPTJForCausalLM, options:
         model.generate([[1]], **options)
 
 
-def test_nothing_to_choose_from_is_an_error(model: TFGPTJForCausalLM) -> None:
+def test_strongly_shortened_texts_are_found(model: TFGPTJForCausalLM) -> None:
+    # Their scores are below -1e9, at which Hugging Face takes texts for missing.
+    options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 60, "length_penalty": -5}
+    found = Run(model, [[8, 20]], None, None, None, None, {**options, "eos_token_id": None}).search()
+    assert found.tokens.shape == (2, 60)
+    assert (found.scores < -1e9).all()
+
+
+def test_more_ends_than_tokens(model: TFGPTJForCausalLM) -> None:
+    found = Run(model, [[8, 20]], None, None, None, None, {"num_beams": 2, "eos_token_id": list(range(64))}).search()
+    assert found.tokens.shape == (1, 1)
+
+
+def test_numbers_that_are_not_finite_are_an_error(model: TFGPTJForCausalLM) -> None:
     broken = TFGPTJForCausalLM(model.config)
     broken.set_weights([np.full(w.shape, np.nan, "float32") for w in broken.get_weights()])
     with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits"):

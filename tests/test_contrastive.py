@@ -21,7 +21,7 @@ ARRAYS = np.load(GOLDENS / "retired.npz")
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """The parameters of the cases whose processors there are, by name."""
+    """The cases whose processors there are, by name."""
     chosen = {}
     for case in json.loads((GOLDENS / "retired.json").read_text()):
         if case["name"].startswith("contrastive"):
@@ -29,7 +29,7 @@ def cases() -> dict[str, dict[str, Any]]:
                 GenerationConfig(**case["parameters"])
             except GenerationError:
                 continue
-            chosen[case["name"]] = case["parameters"]
+            chosen[case["name"]] = case
     return chosen
 
 
@@ -47,8 +47,12 @@ def test_most_cases_run() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_ids_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
-    ids = model.generate(ARRAYS[f"{name}/input_ids"], ARRAYS[f"{name}/attention_mask"], **CASES[name])
-    np.testing.assert_array_equal(ids, ARRAYS[f"{name}/sequences"])
+    ids, mask = ARRAYS[f"{name}/input_ids"], ARRAYS[f"{name}/attention_mask"]
+    rows = len(ids) if CASES[name].get("rows_alone", True) else 1  # where padding is taken for text, one without it
+    assert rows == len(ids) or mask[0].all()
+    found = model.generate(ids[:rows], mask[:rows], **CASES[name]["parameters"])
+    np.testing.assert_array_equal(found, ARRAYS[f"{name}/sequences"][:rows, : found.shape[1]])
+    assert rows < len(ids) or found.shape == ARRAYS[f"{name}/sequences"].shape
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="XLA is a choice on TensorFlow only")
@@ -58,7 +62,7 @@ def test_xla_gives_the_same(model: TFGPTJForCausalLM) -> None:
             ARRAYS["contrastive/input_ids"],
             ARRAYS["contrastive/attention_mask"],
             jit_compile=jit,
-            **CASES["contrastive"],
+            **CASES["contrastive"]["parameters"],
         )
         np.testing.assert_array_equal(ids, ARRAYS["contrastive/sequences"])
 

@@ -58,7 +58,7 @@ VALID = {
     "num_beams": (1, 5, 1024),
     "num_beam_groups": (1, 5, 1024),
     "diversity_penalty": (0, 0.5, 1e6),
-    "length_penalty": (-10, 0, 1.5, 10),
+    "length_penalty": (-5, 0, 1.5, 5),
     "early_stopping": (True, False, "never"),
     "penalty_alpha": (0, 0.6, 1, None),
     "bos_token_id": (0, 50256, None),
@@ -96,7 +96,7 @@ def refused() -> list[tuple[str, Any, str]]:
         *((name, None, f"{name} must be an integer, got None") for name in ("num_beams", "num_beam_groups")),
         *((name, 0, f"{name} must be between 1 and 1,024, got 0") for name in ("num_beams", "num_beam_groups")),
         ("diversity_penalty", -1, "diversity_penalty must be between 0 and 1e+06, got -1"),
-        ("length_penalty", 11, "length_penalty must be between -10 and 10, got 11"),
+        ("length_penalty", 6, "length_penalty must be between -5 and 5, got 6"),
         *(
             ("early_stopping", x, f"early_stopping must be True, False or 'never', got {x!r}")
             for x in (1, "ever", None)

@@ -17,7 +17,7 @@ from tfgptj.attention import Cache
 from tfgptj.errors import GenerationError
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.hypotheses import NOTHING, Found, Rules, Step, extend, of_all, of_group, step_group
+from tfgptj.generation.hypotheses import BEHIND, NOTHING, Found, Rules, Step, extend, of_all, of_group, step_group
 from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -109,7 +109,7 @@ def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls:
     kept = ops.zeros((rows, model.config.vocab_size if rules.keep else 0), dtype="float32")
     branches = Branches(
         visible=of_beams(ops.concatenate([real, no_tokens], axis=1)),
-        scores=ops.where(is_first, 0.0, NOTHING),
+        scores=ops.where(is_first, 0.0, BEHIND),
         parents=no_parents,
         found=Found(no_texts, no_parents, ops.zeros((rows,), dtype="float32") + NOTHING),
         step_scores=kept,

@@ -110,7 +110,7 @@ class GenerationConfig:
         num_beam_groups: int, into how many groups the beams are divided; each avoids the tokens of those before it.
         diversity_penalty: number >= 0, taken from a token's log-probability for each beam of an earlier group that
             chose it in the same step.
-        length_penalty: number in [-10, 10], beams are compared by log-probability / length ** length_penalty: above 0
+        length_penalty: number in [-5, 5], beams are compared by log-probability / length ** length_penalty: above 0
             longer texts gain, below 0 shorter ones.
         early_stopping: when beams stop. True: as soon as there are `num_beams` finished texts; False: when a better one
             is not likely; "never": when a better one is not possible.
@@ -269,7 +269,7 @@ def _check_search(values: dict[str, Any]) -> None:
             raise GenerationError(f"{name} must be an integer, got None")
         _check_int(name, values[name], 1, 2**10)
     _check_number("diversity_penalty", values["diversity_penalty"], 0.0, 1e6)
-    _check_number("length_penalty", values["length_penalty"], -10.0, 10.0)
+    _check_number("length_penalty", values["length_penalty"], -5.0, 5.0)  # float32 holds what any length makes of it
     if not isinstance(values["early_stopping"], bool) and values["early_stopping"] != "never":
         raise GenerationError(f"early_stopping must be True, False or 'never', got {values['early_stopping']!r}")
     if values["penalty_alpha"] is not None:

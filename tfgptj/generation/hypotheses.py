@@ -17,7 +17,8 @@ from keras import ops
 from tfgptj.generation.loop import Controls, State
 from tfgptj.generation.processors import FORBIDDEN, draw
 
-NOTHING = -1e9  # the score of a text that is not there; below that of every text
+BEHIND = -1e9  # added to the sum of what must not be gone on with
+NOTHING = -1e37  # the score of a text that is not there, below that of every text
 
 
 class Rules(NamedTuple):
@@ -46,7 +47,7 @@ class Found(NamedTuple):
 
     tokens: Any  # int32 [rows, M], new tokens; the pad token after their end
     parents: Any  # int32 [rows, M], the row that each token was chosen in; -1 after the end
-    scores: Any  # float32 [rows], the sum divided by length ** length_penalty; NOTHING where there is no text
+    scores: Any  # float32 [rows], the sum divided by length ** length_penalty; `NOTHING` where there is no text
 
 
 class Beams(NamedTuple):
@@ -116,11 +117,11 @@ def step_group(rules: Rules, group: int, log_probs: Any, state: State, controls:
     length = state.step + 1
     last, shrink = length >= controls.limit, _power(length, controls)
     # Those behind the first G are there to go on with, should all of them end.
-    over = ops.logical_and(ops.logical_or(ended, last) if plain else ended, ops.arange(rules.candidates) < size)
+    over = ops.logical_and(ops.logical_or(ended, last) if plain else ended, ops.arange(index.shape[1]) < size)
     over = ops.logical_and(over, ops.logical_not(closed)[:, None])
     found = Found(*(of_group(rules, table, group) for table in state.search.found))
     found = _merge(rules, found, Beams(origin, tokens, scores / shrink), over, state)
-    kept, order = ops.top_k(scores + ops.cast(ended, "float32") * NOTHING, size)
+    kept, order = ops.top_k(scores + ops.cast(ended, "float32") * BEHIND, size)
     order = ops.cast(order, "int32")
     beams = Beams(pick(origin, order), pick(tokens, order), kept)  # [B, G] each
 
@@ -143,13 +144,14 @@ def step_group(rules: Rules, group: int, log_probs: Any, state: State, controls:
 
 def _candidates(rules: Rules, sums: Any, state: State, controls: Controls) -> tuple[Any, Any]:
     """The scores of C continuations of a group [B, G · V], and where they are: float32 and int32 [B, C]."""
+    count = min(rules.candidates, sums.shape[-1])
     if not rules.do_sample:
-        scores, index = ops.top_k(sums, rules.candidates)
+        scores, index = ops.top_k(sums, count)
         return scores, ops.cast(index, "int32")
     columns = state.step * rules.candidates + ops.arange(rules.candidates, dtype="int32")
     uniforms = ops.take(controls.uniforms, columns, axis=1)  # [B, C]
     places, left, drawn = ops.arange(sums.shape[-1], dtype="int32"), sums, []
-    for i in range(rules.candidates):  # without putting back
+    for i in range(count):  # without putting back
         drawn.append(draw(left, uniforms[:, i]))
         left = ops.where(places[None] == drawn[-1][:, None], 2 * FORBIDDEN, left)
     index = ops.stack(drawn, axis=1)
