@@ -141,7 +141,7 @@ def test_tokenizers_that_do_not_fit(broken: Callable[..., Path]) -> None:
     report = validate(directory)
     (fault,) = report.faults
     assert fault == "the tokenizer has 584 tokens, but the model's vocabulary only 48"
-    assert "eos_token_id is 49 in the configuration, but 583 in the tokenizer" in report.notes
+    assert "eos_token_id is 2 in the configuration, but 583 in the tokenizer" in report.notes
     (directory / "merges.txt").write_text("no merge at all")
     (fault,) = validate(directory).faults
     assert "merges.txt: line 1: expected two tokens" in fault
