@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def test_signals_reach_those_who_wait_for_them() -> None:
             pool.submit(lambda: signals_deferred().__enter__()).result()
     finally:
         signal.signal(signal.SIGUSR1, usual)
+
+
+@pytest.mark.parametrize("address", [2**62, 2**63 - 1])
+def test_an_address_far_behind_the_file_is_damage(tmp_path: Path, address: int) -> None:
+    """To the operating system it is an invalid argument."""
+    path = tmp_path / "m.h5"
+    content = bytearray(hdf5_files.valid_bytes(path))
+    content[48:56] = struct.pack("<Q", address)  # of what a driver has to say
+    path.write_bytes(content)
+    with pytest.raises(CheckpointFormatError, match="the HDF5 library finds it damaged"):
+        HDF5File(path)
 
 
 @pytest.mark.parametrize("count", [5, 10])
