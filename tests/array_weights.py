@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfgptj.checkpoints.directory import companion
+from tfgptj.checkpoints.directory import DOCUMENTS, companion
 from tfgptj.checkpoints.mapping import Entry, canonical_name, plan
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
@@ -18,7 +18,8 @@ from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError
 
 Tensors = dict[str, np.ndarray]
-State = tuple[dict[str, Any], Tensors]  # config.json, and weights by variable
+Fields = dict[str, Any]
+State = tuple[list[Fields | None], Tensors]  # config.json and generation_config.json, and weights by variable
 
 
 class ArrayWeights:
@@ -51,11 +52,13 @@ def random_weights(
 
 
 @contextmanager
-def open_state(directory: Path, head: str = "causal_lm") -> Iterator[tuple[dict[str, Any], ArrayWeights]]:
-    """The configuration in a directory, and weights that are read from the open files when they are asked for."""
+def open_state(directory: Path, head: str = "causal_lm") -> Iterator[tuple[list[Fields | None], ArrayWeights]]:
+    """The configurations in a directory, and weights that are read from the open files when they are asked for."""
     with Checkpoint(directory) as checkpoint:
-        path = companion(directory, "config.json", checkpoint.format)
-        fields = json.loads(path.read_text())
+        paths = [companion(directory, name, checkpoint.format) for name in DOCUMENTS]
+        fields = [json.loads(path.read_text()) if path.is_file() else None for path in paths]
+        if fields[0] is None:
+            raise CheckpointError(f"{paths[0]}: there is no such file")
         names = {canonical_name(name): name for name in checkpoint.names}
 
         class Lazy(dict[str, np.ndarray]):
@@ -68,7 +71,7 @@ def open_state(directory: Path, head: str = "causal_lm") -> Iterator[tuple[dict[
                 assert array.shape == entry.stored_shape(checkpoint.layout)
                 return array.T if entry.is_transposed(checkpoint.layout) else array
 
-        config = GPTJConfig.from_dict(fields)
+        config = GPTJConfig.from_dict(fields[0])
         entries = {entry.variable: entry for entry in plan(config, head)}
         yield fields, ArrayWeights(config, head, Lazy(), {})
 
