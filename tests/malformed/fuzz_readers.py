@@ -3,11 +3,12 @@
     python tests/malformed/fuzz_readers.py --format h5 --seconds 600 CORPUS
 
 ``CORPUS`` is a directory of files to begin with; sound ones are put there where it is empty. Each file that is tried is
-``CORPUS/.last`` while it is: that is where to look after a crash of the process. What the reader answers with anything
-but its two errors, or takes more than 20 seconds over, is kept as ``CORPUS/finding-*``, and the exit status is 1.
+``CORPUS/.last`` while it is: that is where to look after a crash of the process, or when it has ended by itself because
+a file took more than 20 seconds. What the reader answers with another error than its two is kept as
+``CORPUS/finding-*``, and the exit status is 1.
 
-With ``--coverage`` atheris chooses the files by the lines of code that they reach; install it beside tfgptj first, it is
-no dependency (``pip install atheris``; it lags behind the newest Python). Arguments after ``--`` go to its libFuzzer,
+With ``--coverage`` atheris chooses the files by the lines of code that they reach; install it beside tfgptj first: it
+is no dependency (``pip install atheris``; it lags behind the newest Python). Arguments after ``--`` are libFuzzer's,
 such as ``-- -max_len=65536 -jobs=2``. Without it files are changed at random, and those with an answer that was not
 given before are kept and changed on.
 """
