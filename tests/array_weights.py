@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ class ArrayWeights:
     def dtype(self, entry: Entry) -> np.dtype[Any]:
         return self.arrays[entry.variable].dtype
 
-    def value(self, entry: Entry, spec: TensorSpec, *, transpose: bool) -> np.ndarray:
-        array = self.arrays[entry.variable]
-        return np.ascontiguousarray(array.T if transpose else array).astype(spec.dtype, copy=False)
+    def values(self, wanted: Sequence[tuple[Entry, TensorSpec, bool]]) -> Iterator[np.ndarray]:
+        for entry, spec, transpose in wanted:
+            array = self.arrays[entry.variable]
+            yield np.ascontiguousarray(array.T if transpose else array).astype(spec.dtype, copy=False)
 
 
 def random_weights(
