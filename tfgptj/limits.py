@@ -50,7 +50,7 @@ MAX_ZIP_MEMBERS = 2**16
 MAX_ZIP_DIRECTORY = MAX_ZIP_MEMBERS * 256  # bytes: 16 MiB
 
 # A whole tf_model.h5 has 10 groups and 10 datasets for a layer, 20,480 for 1024 layers, in groups 7 deep.
-MAX_HDF5_OBJECTS = 2**15
+MAX_HDF5_OBJECTS = 3 * 2**13
 MAX_HDF5_DEPTH = 16
 
 # Hugging Face stores no chunks, but h5repack and h5py can: of some 256 KiB, and then GPT-J-6B has 95,000. A chunk takes
