@@ -93,8 +93,10 @@ class Records:
 
     def output(self, sequences: np.ndarray) -> GenerationOutput:
         """All of it."""
-        kept: tuple[list[Any] | None, ...] = (self.scores, self.logits, self.hidden_states, self.attentions)
-        return GenerationOutput(sequences, *(None if values is None else tuple(values) for values in kept))
+        names = ("scores", "logits", "hidden_states", "attentions")
+        kept: dict[str, Any] = {name: getattr(self, name) for name in names}
+        found = {name: tuple(values) for name, values in kept.items() if values is not None}
+        return GenerationOutput(sequences, **found)
 
 
 def _numpy(tensor: Any) -> np.ndarray:
