@@ -34,13 +34,21 @@ def save_for_ever(directory: Path, saved: list[Saved]) -> None:
 
 
 def in_a_process(act: Any, *arguments: Any) -> int:
-    """Start it in a process of its own, which ends with it whatever happens; the process's number."""
+    """Start it in a process of its own, which ends with it whatever happens; the process's number.
+
+    Python loses the exception of a signal that comes while it forks: the process says when it is past that.
+    """
+    receiver, sender = os.pipe()
     child = os.fork()
     if not child:
         try:
+            os.write(sender, b"!")
             act(*arguments)
         finally:
             os._exit(0)
+    os.read(receiver, 1)
+    os.close(receiver)
+    os.close(sender)
     return child
 
 
