@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +52,19 @@ def assert_blocks_are_rows(file: RawFile) -> None:
             assert block.tobytes() == rows[done : done + len(block)].tobytes()
             done += len(block)
         assert done == (len(rows) if array.size else 0)
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """As a user with no rights of root, who may read and write whatever he likes."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    else:
+        yield
 
 
 class Format(NamedTuple):

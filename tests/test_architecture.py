@@ -20,7 +20,10 @@ PACKAGE = ROOT / "tfgptj"
 # Level 0 needs the standard library only. Level 1 has two families, each read from top to bottom; a module imports from
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
-MODEL = ("activations", "rotary", "attention", "block", "inputs", "resizing", "base", "backbone", "losses", "heads")
+MODEL = (
+    *("activations", "rotary", "attention", "block", "inputs", "resizing", "base", "backbone", "losses"),
+    *("generative", "heads"),
+)
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream")
 LEVEL_2 = ("checkpoints", "generation")  # in this order
 PARAMETERS = "generation.config"  # needs nothing above level 0, and so may be imported wherever level 1 may
@@ -36,7 +39,10 @@ DOORS = {
     ("base", "checkpoints.load"): "from_pretrained and load_pretrained of every model",
     ("base", "checkpoints.save"): "save_pretrained of every model",
     ("base", "checkpoints.push"): "push_to_hub of every model",
-    ("heads", "generation.generate"): "TFGPTJForCausalLM.generate",
+    ("generative", "generation.generate"): "TFGPTJForCausalLM.generate",
+    ("generative", "generation.results"): "TFGPTJForCausalLM.compute_transition_scores",
+    ("generative", "generation.scoring"): "TFGPTJForCausalLM.score",
+    ("generative", "generation.streaming"): "TFGPTJForCausalLM.stream",
     ("tokenizer", "checkpoints.hub"): "GPTJTokenizer.from_pretrained",
     ("tokenizer", "checkpoints.push"): "GPTJTokenizer.push_to_hub",
 }

@@ -13,7 +13,7 @@ from keras import ops
 from tfgptj.config import GPTJConfig
 from tfgptj.generation import loop
 from tfgptj.generation.compiling import Compiled
-from tfgptj.generation.generate import align_right
+from tfgptj.generation.prompts import Rows, align_right
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
@@ -37,7 +37,7 @@ def forced(model: Any, ids: np.ndarray, mask: np.ndarray, continuation: np.ndarr
     """Next-token logits after each token of a given continuation [B, STEPS], computed one step at a time."""
     read_prompt = Compiled(model, lambda model, room, ids, real: loop.read_prompt(model, ids, real, room), jit)
     forward = Compiled(model, lambda model, static, state: loop.forward(model, state), jit)
-    ids, mask = align_right(ids, mask)
+    ids, mask = align_right(Rows(ids, mask))
     room = ((0, 0), (0, STEPS + 1))
     given = ops.convert_to_tensor(np.pad(ids, room)), ops.convert_to_tensor(np.pad(mask, room))
     _, state = read_prompt(STEPS + 1, *given)

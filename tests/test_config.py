@@ -143,10 +143,10 @@ def test_overriding_num_labels_discards_the_file_s_labels() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_labels": 0}, "num_labels must be between 1 and 1,048,576, got 0"),
+        ({"num_labels": 0}, "num_labels must be between 1 and 65,536, got 0"),
         ({"num_labels": True}, "num_labels must be an integer, got True"),
         ({"num_labels": "3"}, "num_labels must be an integer, got '3'"),
-        ({"num_labels": limits.MAX_LABELS + 1}, "num_labels must be between 1 and 1,048,576, got 1,048,577"),
+        ({"num_labels": limits.MAX_LABELS + 1}, "num_labels must be between 1 and 65,536, got 65,537"),
         ({"id2label": ["no", "yes"]}, r"id2label must map ids to labels, got \['no', 'yes'\]"),
         ({"id2label": {"zero": "no"}}, "id2label must map ids to labels, got {'zero': 'no'}"),
         ({"id2label": {"1": "no", "2": "yes"}}, r"id2label must have the ids 0, 1, 2, …, got \[1, 2\]"),

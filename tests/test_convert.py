@@ -16,7 +16,7 @@ from tfgptj.checkpoints.checks import match_plan
 from tfgptj.checkpoints.convert import StoredWeights, convert
 from tfgptj.checkpoints.directory import FORMATS, TOKENIZER_FILES
 from tfgptj.checkpoints.mapping import plan
-from tfgptj.checkpoints.opening import open_checkpoint
+from tfgptj.checkpoints.opening import open_checkpoint, read_config
 from tfgptj.checkpoints.write import WRITTEN
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
@@ -34,7 +34,7 @@ SOURCES = {
 
 def variables(directory: Path, head: str = "causal_lm") -> dict[str, np.ndarray]:
     """The stored values under our own names, all turned as the variables are."""
-    checkpoint, config = open_checkpoint(directory)
+    checkpoint, config = open_checkpoint(directory, read_config)
     with checkpoint:
         stored = match_plan(plan(config, head), checkpoint).stored
         return {

@@ -218,4 +218,4 @@ def test_small_files_that_ask_for_much_take_little_memory_and_time(tmp_path: Pat
     for found in read_in_children(FORMATS[form].reader if form in FORMATS else Checkpoint, paths):
         size = sum(file.stat().st_size for file in [found.path, *found.path.glob("*")])
         assert found.memory < 2 * size + 2**26, found.path
-        assert found.seconds < 5, found.path
+        assert found.seconds < 20, found.path

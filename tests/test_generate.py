@@ -13,7 +13,8 @@ from conftest import Golden
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.generate import Run, bucket
+from tfgptj.generation.generate import Run
+from tfgptj.generation.prompts import bucket
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
@@ -212,11 +213,16 @@ def test_interruption_leaves_the_model_usable(model: TFGPTJForCausalLM) -> None:
         ({"input_ids": [[1] * 64]}, InputError, "over n_positions=64"),
         ({"input_ids": [[1, 2]], "max_length": 2}, GenerationError, "max_length=2 leaves no room"),
         ({"input_ids": [[1]], "max_new_token": 2}, GenerationError, "did you mean max_new_tokens"),
-        ({"input_ids": [[1]], "low_memory": True}, GenerationError, "low_memory=True is not supported"),
+        (
+            {"input_ids": [[1]], "prompt_lookup_num_tokens": 4},
+            GenerationError,
+            "prompt_lookup search is not supported by tfgptj",
+        ),
+        ({"input_ids": [[1]], "assistant_model": 1}, GenerationError, "assistant_model is not supported by tfgptj"),
         ({"input_ids": [[1]], "seed": -1}, GenerationError, "seed must be an integer"),
         ({"input_ids": [[1]], "seed": 1.5}, GenerationError, "seed must be an integer"),
         ({"input_ids": [[1]], "generation_config": {"top_k": 1}}, GenerationError, "must be a GenerationConfig"),
-        ({"input_ids": [[1]], "num_return_sequences": 2}, GenerationError, "needs do_sample=True"),
+        ({"input_ids": [[1]], "num_return_sequences": 2}, GenerationError, "needs do_sample=True or num_beams > 1"),
     ],
 )
 def test_errors_come_before_any_work(

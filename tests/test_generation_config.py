@@ -15,8 +15,9 @@ import pytest
 from tfgptj import limits
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, TFGPTJError
-from tfgptj.generation.config import DEFAULTS, METADATA, UNSUPPORTED, GenerationConfig
+from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.generate import resolve_config
+from tfgptj.generation.parameters import ARGUMENTS, DEFAULTS, IGNORED, UNSUPPORTED
 from tfgptj.heads import TFGPTJForCausalLM
 
 # What Hugging Face's converters wrote for GPT-J, and what its warnings advise people to add.
@@ -36,34 +37,60 @@ def written(directory: Path, content: Any) -> Path:
 
 def test_defaults_are_hugging_face_s() -> None:
     # transformers 4.57.6, `GenerationConfig()`; max_length is 20 there, which tfgptj counts without the prompt.
+    none = ("max_new_tokens", "max_length", "min_new_tokens", "max_time", "stop_strings", "penalty_alpha", "min_p")
+    none += ("prompt_lookup_num_tokens", "max_matching_ngram_size", "guidance_scale", "sequence_bias", "bad_words_ids")
+    none += ("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "suppress_tokens")
+    none += ("begin_suppress_tokens", "output_logits", "bos_token_id", "eos_token_id", "pad_token_id")
+    none += ("prefill_chunk_size", "vocabulary_limit")  # the last is tfgptj's own
+    off = ("do_sample", "early_stopping", "remove_invalid_values", "renormalize_logits", "return_dict_in_generate")
+    off += ("output_scores", "output_hidden_states", "output_attentions")
+    zero = ("min_length", "diversity_penalty", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size")
+    zero += ("encoder_no_repeat_ngram_size", "frequency_penalty", "presence_penalty")  # the last two are tfgptj's own
+    one = ("num_beams", "num_beam_groups", "length_penalty", "num_return_sequences", "temperature", "top_p")
+    one += ("typical_p", "encoder_repetition_penalty", "repetition_penalty")
     expected = {
-        **dict.fromkeys(("max_new_tokens", "max_length", "bos_token_id", "eos_token_id", "pad_token_id")),
-        **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_return_sequences": 1},
-        **{"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "length_penalty": 1.0},
-        **{"early_stopping": False, "penalty_alpha": None},
+        **{**dict.fromkeys(none), **dict.fromkeys(off, False), **dict.fromkeys(zero, 0), **dict.fromkeys(one, 1)},
+        **{"top_k": 50, "num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant"},
+        "assistant_confidence_threshold": 0.4,
     }
     config = GenerationConfig()
     assert {name: getattr(config, name) for name in DEFAULTS} == expected
     assert config.to_dict() == {}
 
 
+TOKENS = (0, 50256, None)
+TOKEN_LISTS = ([0, 50256], [], None)
+LENGTHS = (1, 7, limits.MAX_POSITIONS, np.int64(7), None)
+FLAGS = (True, False)
+SHARES = (0, 0.0, 1, 0.5, np.float32(0.5))
 VALID = {
-    "max_new_tokens": (1, 7, limits.MAX_POSITIONS, np.int64(7), None),
-    "max_length": (1, 7, limits.MAX_POSITIONS, None),
-    "do_sample": (True, False),
+    **dict.fromkeys(("max_new_tokens", "max_length", "prompt_lookup_num_tokens", "max_matching_ngram_size"), LENGTHS),
+    **dict.fromkeys(("min_new_tokens", "min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0, 7)),
+    **dict.fromkeys(("do_sample", "remove_invalid_values", "renormalize_logits", "return_dict_in_generate"), FLAGS),
+    **dict.fromkeys(("output_scores", "output_hidden_states", "output_attentions"), FLAGS),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_assistant_tokens", "num_return_sequences"), (1, 4)),
+    **dict.fromkeys(("top_p", "epsilon_cutoff", "eta_cutoff"), SHARES),
+    **dict.fromkeys(("min_p", "penalty_alpha", "assistant_confidence_threshold"), (*SHARES, None)),
+    **dict.fromkeys(("encoder_repetition_penalty", "repetition_penalty"), (1, 2, 0.5, 1000)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "length_penalty"), (0, -1, 0.5)),
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "forced_bos_token_id"), TOKENS),
+    **dict.fromkeys(("eos_token_id", "forced_eos_token_id"), (*TOKENS, [1, 2], [])),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), TOKEN_LISTS),
+    "output_logits": (True, False, None),
     "temperature": (0, 0.0, 1, 2, 0.7, 1e6, np.float32(0.5)),
     "top_k": (0, 1, limits.MAX_VOCAB, None),
-    "top_p": (1, 1.0, 0.9, 1e-6),
-    "num_return_sequences": (1,),
-    "num_beams": (1, 5, 1024),
-    "num_beam_groups": (1, 5, 1024),
-    "diversity_penalty": (0, 0.5, 1e6),
-    "length_penalty": (-5, 0, 1.5, 5),
+    "typical_p": (1, 0.2, 1e-6),
+    "max_time": (0, 1, 0.5, None),
+    "stop_strings": ("\n", ["a", "b"], [], None),
     "early_stopping": (True, False, "never"),
-    "penalty_alpha": (0, 0.6, 1, None),
-    "bos_token_id": (0, 50256, None),
-    "eos_token_id": (0, 50256, [1, 2], [], None),
-    "pad_token_id": (0, 50256, None),
+    "diversity_penalty": (0, 1, 0.5),
+    "num_assistant_tokens_schedule": ("constant", "heuristic", "heuristic_transient"),
+    "guidance_scale": (0, 1, 1.5, None),
+    "sequence_bias": ([[[1, 2], 0.5], [[3], -2]], [], None),
+    "bad_words_ids": ([[1], [2, 3]], [], None),
+    "exponential_decay_length_penalty": ([3, 1.5], [0, 2], None),
+    "vocabulary_limit": (1, 50257, None),
+    "prefill_chunk_size": (1, 512, None),
 }
 
 
@@ -93,15 +120,6 @@ def refused() -> list[tuple[str, Any, str]]:
             for wrong in (1.0, "5", True)
         ),
         ("num_return_sequences", None, "num_return_sequences must be an integer, got None"),
-        *((name, None, f"{name} must be an integer, got None") for name in ("num_beams", "num_beam_groups")),
-        *((name, 0, f"{name} must be between 1 and 1,024, got 0") for name in ("num_beams", "num_beam_groups")),
-        ("diversity_penalty", -1, "diversity_penalty must be between 0 and 1e+06, got -1"),
-        ("length_penalty", 6, "length_penalty must be between -5 and 5, got 6"),
-        *(
-            ("early_stopping", x, f"early_stopping must be True, False or 'never', got {x!r}")
-            for x in (1, "ever", None)
-        ),
-        ("penalty_alpha", -0.1, "penalty_alpha must be between 0 and 1, got -0.1"),
         ("eos_token_id", [1, "2"], "eos_token_id must be an integer, got '2'"),
         ("eos_token_id", [1, None], "eos_token_id must be an integer, got None"),
         ("eos_token_id", [[1]], "eos_token_id must be an integer, got [1]"),
@@ -114,8 +132,25 @@ def refused() -> list[tuple[str, Any, str]]:
         *(("temperature", wrong, f"temperature must be between 0 and 1e+06, got {wrong!r}") for wrong in (-1, 2e6)),
         *(("top_p", wrong, f"top_p must be between 0 and 1, got {wrong!r}") for wrong in (-0.1, 1.1, float("inf"))),
         *((name, float("nan"), f"{name} must be between 0 and") for name in ("temperature", "top_p")),
-        ("top_p", 0, "top_p must be above 0, got 0: no token would be left; use do_sample=False"),
-        ("top_p", 0.0, "top_p must be above 0, got 0: no token would be left; use do_sample=False"),
+        ("early_stopping", 1, "early_stopping must be one of False, True, 'never', got 1"),
+        ("num_assistant_tokens_schedule", "fast", "num_assistant_tokens_schedule must be one of 'constant', "),
+        ("suppress_tokens", 3, "suppress_tokens must be a list of token ids, got 3"),
+        ("suppress_tokens", [-1], f"suppress_tokens {ids} -1"),
+        ("forced_eos_token_id", [1.5], "forced_eos_token_id must be an integer, got 1.5"),
+        ("bad_words_ids", [1], "bad_words_ids must be a list of lists of token ids, none of them empty, got [1]"),
+        ("bad_words_ids", [[]], "bad_words_ids must be a list of lists of token ids, none of them empty, got [[]]"),
+        ("bad_words_ids", [["a"]], "bad_words_ids must be an integer, got 'a'"),
+        ("sequence_bias", [[1], 2], "sequence_bias must be a dict of tuples of token ids and their biases, or a list"),
+        ("sequence_bias", {(): 1.0}, "sequence_bias must be a list of lists of token ids, none of them empty"),
+        ("sequence_bias", {(1,): float("inf")}, "sequence_bias must be between -1e+30 and 1e+06, got inf"),
+        ("sequence_bias", {(1,): "much"}, "sequence_bias must be a number, got 'much'"),
+        ("exponential_decay_length_penalty", 5, "exponential_decay_length_penalty must be a pair of a number of"),
+        ("exponential_decay_length_penalty", (1.5, 2), "exponential_decay_length_penalty must be an integer, got 1.5"),
+        ("exponential_decay_length_penalty", (1, -2), "exponential_decay_length_penalty must be between 0 and 1e+06"),
+        ("stop_strings", "", "stop_strings must be strings that are not empty, got ''"),
+        ("stop_strings", ["a", 5], "stop_strings must be strings that are not empty, got ['a', 5]"),
+        ("repetition_penalty", 0, "repetition_penalty must be between 0.001 and 1000, got 0"),
+        ("min_p", 1.5, "min_p must be between 0 and 1, got 1.5"),
     ]
 
 
@@ -133,7 +168,7 @@ def test_a_number_too_long_to_print_is_refused_all_the_same() -> None:
 
 
 def test_several_sequences_need_sampling() -> None:
-    message = "num_return_sequences > 1 needs do_sample=True or as many beams: without them all would be the same"
+    message = "num_return_sequences > 1 needs do_sample=True or num_beams > 1: otherwise all would be the same"
     several = GenerationConfig(num_return_sequences=2)  # the model's own configuration may sample
     with pytest.raises(GenerationError, match=message):
         resolve_config(Model(), several, {})
@@ -149,7 +184,7 @@ def test_several_sequences_need_sampling() -> None:
         ("do_samples", "unknown generation parameter 'do_samples'; did you mean do_sample?"),
         ("topk", "unknown generation parameter 'topk'; did you mean top_k?"),
         ("num_beam", "unknown generation parameter 'num_beam'; did you mean num_beams?"),
-        ("zzz", "unknown generation parameter 'zzz'; known are max_new_tokens, max_length, do_sample"),
+        ("zzz", "unknown generation parameter 'zzz'; known are max_new_tokens, max_length, min_new_tokens"),
     ],
 )
 def test_an_unknown_parameter_is_refused_with_a_hint(name: str, text: str) -> None:
@@ -163,30 +198,78 @@ def test_an_unsupported_parameter_may_be_off(name: str) -> None:
     assert GenerationConfig(**{name: None}).to_dict() == {}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("repetition_penalty", 1.2),
-        ("min_length", 5),
-        ("stop_strings", ["\n"]),
-        ("bad_words_ids", [[1]]),
-        ("use_cache", False),
-        ("sequence_bias", np.ones(3)),
-    ],
-)
+@pytest.mark.parametrize("name", UNSUPPORTED)
+@pytest.mark.parametrize("value", ["strange", [[1]], np.ones(3)])
 def test_an_unsupported_parameter_must_not_be_on(name: str, value: Any) -> None:
     message = f"^{name}=.* is not supported by tfgptj; leave it at {UNSUPPORTED[name]!r}"
     with pytest.raises(GenerationError, match=message):
         GenerationConfig(**{name: value})
 
 
-def test_supported_and_unsupported_parameters_are_apart() -> None:
-    assert not {*DEFAULTS, *METADATA} & set(UNSUPPORTED)
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_of_generate_is_no_parameter(name: str) -> None:
+    with pytest.raises(GenerationError, match=f"^{name} is an argument of generate, not a parameter"):
+        GenerationConfig(**{name: None})
 
 
-@pytest.mark.parametrize("name", METADATA)
-def test_metadata_is_passed_over(name: str) -> None:
+def test_each_name_has_one_place() -> None:
+    names = [*DEFAULTS, *UNSUPPORTED, *IGNORED, *ARGUMENTS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_what_changes_no_token_is_passed_over(name: str) -> None:
     assert GenerationConfig(**{name: {"any": "thing"}}).to_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "mode"),
+    [
+        ({}, "greedy"),
+        ({"do_sample": True}, "sample"),
+        ({"do_sample": True, "temperature": 0}, "greedy"),
+        ({"num_beams": 3}, "beam"),
+        ({"num_beams": 3, "do_sample": True}, "beam_sample"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "group_beam"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive"),
+        ({"penalty_alpha": 0.6, "top_k": 1}, "greedy"),
+        ({"penalty_alpha": 0.0}, "greedy"),
+        ({"penalty_alpha": 0.6, "do_sample": True}, "sample"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup"),
+        ({"prompt_lookup_num_tokens": 3, "do_sample": True}, "prompt_lookup"),
+    ],
+)
+def test_modes_are_hugging_face_s(parameters: dict[str, Any], mode: str) -> None:
+    assert GenerationConfig(**parameters).mode == mode
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 is more than num_beams=2"),
+        ({"num_beam_groups": 2}, "num_beams=1 cannot be split into num_beam_groups=2 of equal size"),
+        ({"num_beams": 3, "num_beam_groups": 2}, "num_beams=3 cannot be split into num_beam_groups=2 of equal size"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups > 1 needs a diversity_penalty above 0"),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "do_sample": True},
+            "num_beam_groups > 1 cannot be combined with do_sample=True",
+        ),
+        ({"num_beams": 4, "diversity_penalty": 0.5}, "diversity_penalty acts between groups of beams"),
+        ({"num_beams": 4, "prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens cannot be combined with beam"),
+        ({"exponential_decay_length_penalty": (1, 2), "eos_token_id": None}, "needs an eos_token_id"),
+    ],
+)
+def test_contradictions_are_refused(parameters: dict[str, Any], message: str) -> None:
+    config = GenerationConfig(**parameters)  # another source may still complete it
+    with pytest.raises(GenerationError, match=message):
+        resolve_config(Model(), config, {})
+
+
+def test_a_bias_may_be_minus_infinity_and_a_dict(tmp_path: Path) -> None:
+    config = GenerationConfig(sequence_bias={(1, np.int64(2)): -np.inf, (3,): 2})
+    assert config.sequence_bias == [[[1, 2], -1e30], [[3], 2]]
+    config.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path) == config
 
 
 def test_a_refused_update_changes_nothing() -> None:
@@ -270,7 +353,7 @@ def test_numpy_numbers_are_saved_like_python_s(tmp_path: Path) -> None:
     ("content", "text"),
     [
         ({"top_k": -1}, "top_k must be between 0 and"),
-        ({"low_memory": True}, "low_memory=True is not supported by tfgptj"),
+        ({"token_healing": True}, "token_healing=True is not supported by tfgptj"),
         ({"topk": 4}, "unknown generation parameter 'topk'; did you mean top_k?"),
         ({"temperature": "hot"}, "temperature must be a number"),
         ('{"top_k": 1, "top_k": 2}', "not valid JSON: the key 'top_k' comes twice"),
@@ -379,8 +462,8 @@ def test_keywords_are_checked_like_a_configuration() -> None:
         Model().resolved(topk=1)
     with pytest.raises(GenerationError, match="top_k must be between"):
         Model().resolved(top_k=-1)
-    with pytest.raises(GenerationError, match="low_memory=True is not supported"):
-        Model().resolved(low_memory=True)
+    with pytest.raises(GenerationError, match="dola_layers='high' is not supported"):
+        Model().resolved(dola_layers="high")
 
 
 # What parameters do at their extremes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from conftest import GOLDENS
 from malformed import hdf5_files
 from malformed.child import read_in_children
 from malformed.hdf5_files import FailingDisk, InterruptingDisk, open_objects
+from reader_checks import assert_equal, read
 
 from tfgptj import limits
 from tfgptj.checkpoints.hdf5 import HDF5File
@@ -86,6 +88,17 @@ def test_signals_reach_those_who_wait_for_them() -> None:
             pool.submit(lambda: signals_deferred().__enter__()).result()
     finally:
         signal.signal(signal.SIGUSR1, usual)
+
+
+@pytest.mark.parametrize("address", [2**62, 2**63 - 1])
+def test_an_address_far_behind_the_file_is_no_failing_disk(tmp_path: Path, address: int) -> None:
+    """To the operating system it is an invalid argument. Here it is that of what some driver has to say."""
+    path = tmp_path / "m.h5"
+    content = bytearray(hdf5_files.valid_bytes(path))
+    sound = read(HDF5File, path)
+    content[48:56] = struct.pack("<Q", address)
+    path.write_bytes(content)
+    assert_equal(read(HDF5File, path), sound)
 
 
 @pytest.mark.parametrize("count", [5, 10])

@@ -210,7 +210,7 @@ def test_flipped_bits_give_an_error_or_a_file_that_the_library_takes_too(tmp_pat
         assert library_accepts(bytes(content))
 
 
-def test_the_header_limit_is_the_librarys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_header_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(VALID)
     monkeypatch.setattr(limits, "MAX_SAFETENSORS_HEADER", 20)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +14,19 @@ from conftest import CONFIGS, GOLDENS
 from keras import ops
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_load import BASE, CLASSES, LOADING, Tensors, assert_loaded, loaded_tensors, stored_tensors
+from test_load import BASE, CLASSES, LOADING, assert_loaded, loaded_tensors, stored_tensors
 
-from tfgptj import files
 from tfgptj.backbone import TFGPTJModel
-from tfgptj.checkpoints import write
 from tfgptj.checkpoints.save import save_pretrained
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import TensorSpec
-from tfgptj.checkpoints.write import parse_size, split_into_shards
+from tfgptj.checkpoints.write import WRITTEN, parse_size, split_into_shards
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, ConfigError
 from tfgptj.heads import TFGPTJForCausalLM, TFGPTJForSequenceClassification
 
 pytestmark = pytest.mark.core
+NOT_IN_HDF5 = ("h5", "bfloat16")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -73,12 +68,24 @@ def test_config_json_means_the_same_to_hugging_face(tmp_path: Path, name: str) -
     assert GPTJConfig.from_pretrained(tmp_path).to_dict() == ours
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_round_trip_changes_no_bit(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [(form, dtype) for form in WRITTEN for dtype in ("float32", "float16", "bfloat16") if (form, dtype) != NOT_IN_HDF5],
+)
+@pytest.mark.parametrize("limit", ["1GB", "6KB"])
+def test_a_round_trip_changes_no_bit(tmp_path: Path, form: str, dtype: str, limit: str) -> None:
     model = TFGPTJForCausalLM.from_pretrained(BASE, dtype=dtype)
-    save_pretrained(model, tmp_path, max_shard_size="6KB")
+    save_pretrained(model, tmp_path, format=form, max_shard_size=limit)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == dtype
     assert_loaded(TFGPTJForCausalLM.from_pretrained(tmp_path, dtype="auto"), loaded_tensors(model), dtype)
+
+
+@pytest.mark.parametrize("head", CLASSES)
+@pytest.mark.parametrize("name", ["base", "tied", "odd_sizes"])
+def test_every_head_in_the_format_of_tensorflow(tmp_path: Path, name: str, head: str) -> None:
+    model = CLASSES[head].from_pretrained(GOLDENS / name / head)
+    model.save_pretrained(tmp_path, format="h5")
+    assert_loaded(CLASSES[head].from_pretrained(tmp_path), loaded_tensors(model))
 
 
 def test_a_backbone_has_no_prefix(tmp_path: Path) -> None:
@@ -215,103 +222,3 @@ def test_saving_over_the_files_that_a_model_came_from(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         np.testing.assert_array_equal(reader.read("lm_head.bias"), stored_tensors(BASE)["lm_head.bias"])
     assert_loaded(TFGPTJForCausalLM.from_pretrained(tmp_path, dtype="bfloat16"), loaded_tensors(model), "bfloat16")
-
-
-@pytest.mark.parametrize("limit", ["5GB", "1KB"])
-def test_a_full_disk(tmp_path: Path, model: Any, other: Any, limit: str) -> None:
-    model.save_pretrained(tmp_path)
-    before = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
-    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, allowed[1]))  # the first shards fit, the whole file does not
-    try:
-        with pytest.raises(CheckpointError, match=f"{tmp_path}: could not be written: File too large"):
-            other.save_pretrained(tmp_path, max_shard_size=limit)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
-    assert {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)} == before
-
-
-class Killed(BaseException):
-    """The process ends here: nothing that follows has any effect."""
-
-
-def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let the process die before its nth change of the disk, and at every attempt to clean up after that."""
-    changes: list[str] = []
-
-    def dying(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
-        def change_or_die(*args: Any, **kwargs: Any) -> Any:
-            changes.append(name)
-            if len(changes) > step:
-                raise Killed
-            return change(*args, **kwargs)
-
-        return change_or_die
-
-    monkeypatch.setattr(files, "open", dying("open", open), raising=False)
-    monkeypatch.setattr(os, "replace", dying("replace", os.replace))
-    monkeypatch.setattr(os, "fsync", dying("fsync", os.fsync))
-    monkeypatch.setattr(Path, "unlink", dying("unlink", Path.unlink))
-    monkeypatch.setattr(shutil, "rmtree", dying("rmtree", shutil.rmtree))
-    return changes
-
-
-def found_in(directory: Path) -> tuple[dict[str, Any], Tensors]:
-    with Checkpoint(directory) as checkpoint:
-        fields = json.loads(checkpoint.companion("config.json").read_text())
-        return fields, {name: checkpoint.read(name) for name in checkpoint.names}
-
-
-def is_same(one: tuple[dict[str, Any], Tensors], other: tuple[dict[str, Any], Tensors]) -> bool:
-    return one[0] == other[0] and set(one[1]) == set(other[1]) and all(
-        np.array_equal(array, other[1][name]) for name, array in one[1].items()
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("new_limit", ["1GB", "9KB"])
-@pytest.mark.parametrize("old_limit", ["1GB", "9KB"])
-def test_whenever_it_is_killed_the_old_or_the_new_is_there(
-    tmp_path: Path, model: Any, other: Any, old_limit: str, new_limit: str
-) -> None:
-    model.save_pretrained(tmp_path / "old", max_shard_size=old_limit)
-    other.save_pretrained(tmp_path / "new", max_shard_size=new_limit)
-    old, new = found_in(tmp_path / "old"), found_in(tmp_path / "new")
-    outcomes = []
-    for step in range(200):
-        directory = tmp_path / "killed"
-        shutil.rmtree(directory, ignore_errors=True)
-        shutil.copytree(tmp_path / "old", directory)
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            changes = kill_at(step, monkeypatch)
-            with contextlib.suppress(Killed):
-                other.save_pretrained(directory, max_shard_size=new_limit)
-        found = found_in(directory)
-        assert is_same(found, old) or is_same(found, new), f"a third state after {changes[:step]}"
-        outcomes.append(is_same(found, new))
-        if len(changes) <= step:
-            break
-        model.save_pretrained(directory, max_shard_size=old_limit)  # clears up what was left
-        assert is_same(found_in(directory), old)
-        assert len(names_in(directory)) == len(names_in(tmp_path / "old"))
-    assert outcomes == sorted(outcomes)  # once it is there, it stays
-    assert not outcomes[0]
-    assert outcomes[-1]
-
-
-def test_an_interrupt_is_cleaned_up(tmp_path: Path, model: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.save_pretrained(tmp_path)
-    before = names_in(tmp_path), found_in(tmp_path)
-    calls: list[Path] = []
-
-    def interrupt(path: Path, *args: Any) -> None:
-        calls.append(path)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        write_shard(path, *args)
-
-    write_shard = write.write_safetensors
-    monkeypatch.setattr(write, "write_safetensors", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        other.save_pretrained(tmp_path, max_shard_size="9KB")
-    assert names_in(tmp_path) == before[0]
-    assert is_same(found_in(tmp_path), before[1])

@@ -68,16 +68,32 @@ def test_no_weights(tmp_path: Path) -> None:
         Checkpoint(tmp_path, "onnx")
 
 
+def test_weights_are_found_while_a_save_changes_their_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = tmp_path / "flax_model.msgpack", tmp_path / "model.safetensors"
+    old.touch()
+    lexists = os.path.lexists
+
+    def save_meanwhile(path: Path) -> bool:
+        found = lexists(path)
+        if old.exists() and path == new:
+            old.rename(new)
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", save_meanwhile)
+    assert find_weights(tmp_path) == (new, "safetensors")
+
+
 def test_a_dangling_link_is_not_skipped(sharded: Path) -> None:
     (sharded / "model.safetensors").symlink_to("nowhere")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: there is no such file"):
         Checkpoint(sharded)
 
 
-def test_the_fingerprint_changes_with_weights_and_configuration(sharded: Path) -> None:
+def test_the_fingerprint_changes_with_weights_and_configurations(sharded: Path) -> None:
+    (sharded / "generation_config.json").write_text("{}")
     before = fingerprint(sharded)
     assert fingerprint(sharded) == before
-    for name in ("config.json", INDEX):
+    for name in ("config.json", "generation_config.json", INDEX):
         (sharded / "new").write_bytes((sharded / name).read_bytes())
         (sharded / "new").replace(sharded / name)
         assert fingerprint(sharded) != before
@@ -205,9 +221,12 @@ def test_a_waiting_configuration_counts_for_the_weights_that_it_belongs_to(tmp_p
     save_file({"x": np.ones(1)}, weights)
     assert companion(tmp_path, "config.json") == config
     pending = pending_path(tmp_path, "config.json", weights.stat())
-    pending.touch()
+    pending.write_text("{}")
     with Checkpoint(tmp_path) as checkpoint:
         assert checkpoint.companion("config.json") == companion(tmp_path, "config.json") == pending
+    pending.write_text("")  # these weights have none
+    config.touch()
+    assert not companion(tmp_path, "config.json").exists()
     assert companion(tmp_path, "generation_config.json") == tmp_path / "generation_config.json"
     assert companion(tmp_path, "config.json", "bin") == config
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))

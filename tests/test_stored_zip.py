@@ -120,7 +120,7 @@ def test_more_members_than_any_checkpoint_has(tmp_path: Path) -> None:
     start = time.perf_counter()
     with pytest.raises(CheckpointFormatError, match="a ZIP archive, but none of PyTorch's"):
         TorchZipFile(save(tmp_path, content))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 20  # it would be minutes
     large = {"count": 2**16 + 1, "count_here": 2**16 + 1}
     with pytest.raises(CheckpointFormatError, match="a ZIP directory of 65,537 members"):
         TorchZipFile(save(tmp_path, archive(members(GOOD), end={"count": 65535, "count_here": 65535}, end_64=large)))
@@ -130,10 +130,10 @@ def test_time_does_not_grow_with_the_square_of_the_directory(tmp_path: Path) -> 
     entry = directory_entry(Member("archive/x", b""), b"archive/x", 0)
     count = limits.MAX_ZIP_DIRECTORY // len(entry)
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 9, 9, count * len(entry), 4, 0)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CheckpointFormatError, match="should name 9 members; it has 305,040 entries with 1 names"):
         TorchZipFile(save(tmp_path, b"PK\x03\x04" + entry * count + end))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 20  # it would be minutes
 
 
 def test_every_flipped_bit_of_the_pickle_is_found(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_sound_checkpoints_have_no_faults(path: Path) -> None:
 def test_facts_and_notes() -> None:
     report = validate(FORMATS / "torch" / "buffers")
     facts = dict(report.facts)
-    assert facts["weights"].startswith("pytorch_model.bin, 28 tensors, ")
+    assert facts["weights"].startswith("pytorch_model.bin, 29 tensors, ")
     assert facts["stored as"] == "bool, float32"
     assert facts["head"] == "causal lm"
     content = (FORMATS / "torch" / "buffers" / "pytorch_model.bin").read_bytes()
@@ -63,13 +63,13 @@ def test_facts_and_notes() -> None:
         "4 tensors are constants or of another head, and not loaded",
         "there is no tokenizer beside the weights",
     ]
-    assert dict(validate(PACKAGED / "shakespeare").facts)["tokenizer"].endswith("tokens, for a vocabulary of 512")
+    assert dict(validate(PACKAGED / "shakespeare").facts)["tokenizer"].endswith("tokens, for a vocabulary of 1,024")
 
 
 def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     validate(GOLDENS / "base" / "causal_lm", progress=lambda *counts: told.append(counts))
-    assert len(told) == 24
+    assert len(told) == 25
     assert (
         told[-1][0]
         == told[-1][1]
@@ -140,8 +140,8 @@ def test_tokenizers_that_do_not_fit(broken: Callable[..., Path]) -> None:
         shutil.copy(FIXTURES / "small_vocab" / name, directory)
     report = validate(directory)
     (fault,) = report.faults
-    assert fault == "the tokenizer has 584 tokens, the model's vocabulary only 50"
-    assert "eos_token_id is 49 in the configuration, but 583 in the tokenizer" in report.notes
+    assert fault == "the tokenizer has 584 tokens, but the model's vocabulary only 48"
+    assert "eos_token_id is 2 in the configuration, but 583 in the tokenizer" in report.notes
     (directory / "merges.txt").write_text("no merge at all")
     (fault,) = validate(directory).faults
     assert "merges.txt: line 1: expected two tokens" in fault

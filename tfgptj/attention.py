@@ -79,7 +79,14 @@ class RotaryAttention(ConfiguredLayer):
         return (x, weights) if self.config.output_attentions else x
 
     def step(
-        self, x: Any, sin: Any, cos: Any, mask: Any, cache: Cache | None = None, slot: Any = None
+        self,
+        x: Any,
+        sin: Any,
+        cos: Any,
+        mask: Any,
+        cache: Cache | None = None,
+        slot: Any = None,
+        record: list[Any] | None = None,
     ) -> tuple[Any, Cache]:
         """Attend with a cache of earlier keys and values.
 
@@ -89,6 +96,7 @@ class RotaryAttention(ConfiguredLayer):
             mask: bool [B, 1, T, S].
             cache: keys and values [B, S, N, H], or None to start one from these tokens alone (S = T).
             slot: int scalar, the cache slot of the first new token.
+            record: a list to which the attention weights [B, N, T, S] are appended.
 
         Returns:
             float [B, T, D], and the cache with the new tokens written.
@@ -97,7 +105,9 @@ class RotaryAttention(ConfiguredLayer):
         if cache is not None:
             key = ops.slice_update(cache[0], (0, slot, 0, 0), key)
             value = ops.slice_update(cache[1], (0, slot, 0, 0), value)
-        mixed, _ = self._attend(query, key, value, mask, training=False)
+        mixed, weights = self._attend(query, key, value, mask, training=False)
+        if record is not None:
+            record.append(weights)
         return self.out_proj(mixed), (key, value)
 
     def _project(self, x: Any, sin: Any, cos: Any) -> tuple[Any, Any, Any]:

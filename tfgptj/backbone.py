@@ -139,7 +139,13 @@ class TFGPTJModel(GPTJBase):
         self.last_hidden_state = x
 
     def step(
-        self, input_ids: Any, positions: Any, mask: Any, caches: tuple[Cache, ...] | None = None, slot: Any = None
+        self,
+        input_ids: Any,
+        positions: Any,
+        mask: Any,
+        caches: tuple[Cache, ...] | None = None,
+        slot: Any = None,
+        record: list[Any] | None = None,
     ) -> tuple[Any, tuple[Cache, ...]]:
         """The forward pass over new tokens with a cache: what generation is made of.
 
@@ -149,6 +155,8 @@ class TFGPTJModel(GPTJBase):
             mask: bool [B, 1, T, S], the cache slots that each new token may look at.
             caches: per layer (keys, values), each [B, S, N, H]; None starts them from these tokens (S = T).
             slot: int scalar, the slot that the first new token takes.
+            record: a list to which each block's input [B, T, D] and its attention weights [B, N, T, S] are appended,
+                and the last hidden state.
 
         Returns:
             The last hidden state, float [B, T, D], and the caches with the new tokens written.
@@ -157,9 +165,14 @@ class TFGPTJModel(GPTJBase):
         sin, cos = self.rotary(positions)
         new = []
         for i, block in enumerate(self.blocks):
-            x, cache = block.step(x, sin, cos, mask, None if caches is None else caches[i], slot)
+            if record is not None:
+                record.append(x)
+            x, cache = block.step(x, sin, cos, mask, None if caches is None else caches[i], slot, record)
             new.append(cache)
-        return self.ln_f(x), tuple(new)
+        x = self.ln_f(x)
+        if record is not None:
+            record.append(x)
+        return x, tuple(new)
 
 
 def with_extras(config: GPTJConfig, *, hidden_states: Any, attentions: Any, **results: Any) -> Any:

@@ -84,9 +84,16 @@ class ParallelBlock(ConfiguredLayer):
         return x + attended + fed
 
     def step(
-        self, x: Any, sin: Any, cos: Any, mask: Any, cache: Cache | None = None, slot: Any = None
+        self,
+        x: Any,
+        sin: Any,
+        cos: Any,
+        mask: Any,
+        cache: Cache | None = None,
+        slot: Any = None,
+        record: list[Any] | None = None,
     ) -> tuple[Any, Cache]:
         """The block with a cache: see :meth:`tfgptj.attention.RotaryAttention.step`."""
         normalised = self.ln_1(x)
-        attended, cache = self.attn.step(normalised, sin, cos, mask, cache, slot)
+        attended, cache = self.attn.step(normalised, sin, cos, mask, cache, slot, record)
         return x + attended + self.mlp(normalised), cache

@@ -340,7 +340,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.stat().st_size > limits.MAX_JSON_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes; at most {limits.MAX_JSON_BYTES:,} are allowed")
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(path.read_bytes(), limits.MAX_JSON_VALUES)
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):

@@ -50,5 +50,9 @@ class NonFiniteLogitsError(TFGPTJError, ArithmeticError):
     """The model produced NaN or infinite logits, or every token was forbidden."""
 
 
+class ResourceLimitError(TFGPTJError, MemoryError):
+    """Something would take more memory than there is; nothing was allocated yet."""
+
+
 class BackendError(TFGPTJError, RuntimeError):
     """A device or Keras backend lacks what was asked for."""

@@ -12,6 +12,7 @@ from tfgptj.backbone import TFGPTJModel, with_extras
 from tfgptj.base import GPTJBase
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import ConfigError, InputError
+from tfgptj.generative import Generative
 from tfgptj.inputs import split_labels
 from tfgptj.losses import IGNORE_INDEX, PerReplica, causal_lm_loss, classification_loss, question_answering_loss
 
@@ -106,7 +107,7 @@ def head_dense(config: GPTJConfig, units: int, *, use_bias: bool, name: str, dty
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
-class TFGPTJForCausalLM(GPTJHead):
+class TFGPTJForCausalLM(Generative, GPTJHead):
     """GPT-J with a language-model head: the next token's logits at every position.
 
     Args, call arguments and errors: as :class:`tfgptj.backbone.TFGPTJModel`.
@@ -143,14 +144,6 @@ class TFGPTJForCausalLM(GPTJHead):
         if inputs["attention_mask"] is None:
             return inputs["input_ids"]
         return ops.where(inputs["attention_mask"] != 0, inputs["input_ids"], IGNORE_INDEX)
-
-    def generate(
-        self, input_ids: Any = None, attention_mask: Any = None, generation_config: Any = None, **kwargs: Any
-    ) -> Any:
-        """Continue token ids: see :func:`tfgptj.generation.generate.generate`."""
-        from tfgptj.generation.generate import generate
-
-        return generate(self, input_ids, attention_mask, generation_config, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")

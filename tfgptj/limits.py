@@ -10,7 +10,7 @@ MAX_WIDTH = 2**17  # n_embd and n_inner: 131,072; one [D, D] float32 kernel is t
 MAX_HEADS = 2**12
 MAX_POSITIONS = 2**22
 MAX_VOCAB = 2**24  # 16.8 million tokens; GPT-J has 50,400
-MAX_LABELS = 2**20
+MAX_LABELS = 2**16  # the largest sets of labels have about 20,000
 
 # Token ids, positions and cache slots are int32 throughout.
 MAX_ID = 2**31 - 1
@@ -18,11 +18,13 @@ MAX_ID = 2**31 - 1
 # 10^12 parameters are 4 TB in float32: no machine that runs Keras on one host holds them.
 MAX_PARAMETERS = 10**12
 
-# config.json of the largest label maps is a few MB; anything above this is not a configuration.
-MAX_JSON_BYTES = 64 * 2**20
+# A config.json with the most labels has two maps of 65,536 entries, of which each takes two values and some 30 bytes:
+# 4 MB. Python needs at most about 130 bytes for a value while it reads them.
+MAX_JSON_BYTES = 8 * 2**20
+MAX_JSON_VALUES = 2**19
 
-# What lies beside the weights and is copied with them: configurations and tokenizers.
-MAX_DOCUMENT_BYTES = MAX_JSON_BYTES
+# What lies beside the weights, tokenizers above all: the largest vocabularies make files of some 30 MB.
+MAX_DOCUMENT_BYTES = 64 * 2**20
 
 # NumPy's own limits: on the dimensions of an array, and on its bytes, which it counts in 63 bits.
 MAX_DIMENSIONS = 64
@@ -50,7 +52,7 @@ MAX_ZIP_MEMBERS = 2**16
 MAX_ZIP_DIRECTORY = MAX_ZIP_MEMBERS * 256  # bytes: 16 MiB
 
 # A whole tf_model.h5 has 10 groups and 10 datasets for a layer, 20,480 for 1024 layers, in groups 7 deep.
-MAX_HDF5_OBJECTS = 2**15
+MAX_HDF5_OBJECTS = 3 * 2**13
 MAX_HDF5_DEPTH = 16
 
 # Hugging Face stores no chunks, but h5repack and h5py can: of some 256 KiB, and then GPT-J-6B has 95,000. A chunk takes

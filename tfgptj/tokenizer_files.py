@@ -21,7 +21,7 @@ from tfgptj.vocabulary import ROLES, TOKEN_FLAGS, Vocabulary, as_list, check_cou
 
 # GPT-2's tokenizer.json takes 1.4 MB, or 3.6 MB indented, for 50,257 tokens; the 2^19 tokens of the cap in
 # vocabulary.py then take 38 MB.
-MAX_FILE_BYTES = limits.MAX_JSON_BYTES
+MAX_FILE_BYTES = limits.MAX_DOCUMENT_BYTES
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCAB_FILES = ("vocab.json", "encoder.json")  # Hugging Face's name, OpenAI's name

@@ -144,7 +144,7 @@ def one_dataset_twice(h5: h5py.File) -> None:
     h5["y"] = h5["x"]
 
 
-def many_groups(h5: h5py.File, count: int = 2**15 + 1) -> None:
+def many_groups(h5: h5py.File, count: int = 3 * 2**13 + 1) -> None:
     for number in range(count):
         h5.create_group(str(number))
 
@@ -340,7 +340,7 @@ REFUSED: dict[str, Refused] = {
     "cycle": Refused(structure(cycle), "'transformer/again' is a second link to the same", UnsafeCheckpointError),
     "cycle to the root": Refused(structure(cycle_to_root), "'transformer/root' is a second", UnsafeCheckpointError),
     "hard link": Refused(structure(one_dataset_twice), "'y' is a second link to the same", UnsafeCheckpointError),
-    "many groups": Refused(structure(many_groups), "more than 32,768 groups and datasets"),
+    "many groups": Refused(structure(many_groups), "more than 24,576 groups and datasets"),
     "deep groups": Refused(structure(deep_groups), "groups more than 16 deep: these are not the weights"),
     "external storage": Refused(structure(external_storage), f"'x' {_ELSEWHERE}", UnsafeCheckpointError),
     "virtual": Refused(structure(virtual), f"'x' {_ELSEWHERE}", UnsafeCheckpointError),

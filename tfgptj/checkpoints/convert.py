@@ -15,7 +15,7 @@ from tfgptj.checkpoints.checks import match_plan
 from tfgptj.checkpoints.directory import TOKENIZER_FILES
 from tfgptj.checkpoints.hub import resolve_directory
 from tfgptj.checkpoints.mapping import Entry, plan
-from tfgptj.checkpoints.opening import head_of_checkpoint, open_checkpoint
+from tfgptj.checkpoints.opening import head_of_checkpoint, open_checkpoint, read_config
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import TensorSpec, assemble
 from tfgptj.checkpoints.write import Progress, write_checkpoint
@@ -62,9 +62,11 @@ def convert(
         raise CheckpointError(f"{destination}: is not empty; choose another directory, or overwrite what is there")
     directory = resolve_directory(source, files="weights", weights=weights, **hub_options)
     tokenizer = resolve_directory(source, files="documents", **hub_options)
-    checkpoint, config = open_checkpoint(directory, weights)
+    checkpoint, (config, documents) = open_checkpoint(
+        directory, lambda opened: (read_config(opened), _documents(opened, tokenizer)), weights
+    )
     with checkpoint, ThreadPoolExecutor(1) as pool:
-        stored = StoredWeights(checkpoint, config, tokenizer, pool)
+        stored = StoredWeights(checkpoint, config, documents, pool)
         write_checkpoint(
             destination, stored, format=format, max_shard_size=max_shard_size, dtype=dtype, progress=progress
         )
@@ -76,19 +78,18 @@ class StoredWeights:
     Args:
         checkpoint: the open files.
         config: their configuration.
-        tokenizer: the directory that may hold a tokenizer.
+        documents: the files that go along.
         pool: what reads ahead.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: GPTJConfig, tokenizer: Path, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: GPTJConfig, documents: dict[str, bytes], pool: ThreadPoolExecutor
+    ) -> None:
         self.config, self.head = config, head_of_checkpoint(checkpoint, config)
         match = match_plan(plan(config, self.head), checkpoint)
         self._names = {entry.variable: name for entry, name in match.stored}
         self._checkpoint, self._pool = checkpoint, pool
-        parameters = checkpoint.companion("generation_config.json")
-        found = [parameters] + [tokenizer / name for name in TOKENIZER_FILES]
-        names = ["generation_config.json", *TOKENIZER_FILES]
-        self.documents = {name: _small_file(path) for name, path in zip(names, found, strict=True) if path.is_file()}
+        self.documents = documents
 
     def dtype(self, entry: Entry) -> np.dtype[Any]:
         """The dtype that a weight has."""
@@ -111,6 +112,13 @@ class StoredWeights:
         if stored.dtype == spec.dtype and not turn:
             return self._checkpoint.read(name)
         return assemble(self._checkpoint.blocks(name), stored, spec.dtype, transpose=turn)
+
+
+def _documents(checkpoint: Checkpoint, tokenizer: Path) -> dict[str, bytes]:
+    """What lies beside the weights and belongs to the model, but for `config.json`, which is written anew."""
+    paths = {"generation_config.json": checkpoint.companion("generation_config.json")}
+    paths |= {name: tokenizer / name for name in TOKENIZER_FILES}
+    return {name: _small_file(path) for name, path in paths.items() if path.is_file()}
 
 
 def _small_file(path: Path) -> bytes:

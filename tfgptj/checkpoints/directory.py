@@ -58,6 +58,10 @@ TOKENIZER_FILES = (
 # The files of which the first that is there counts. A whole file comes before an index of shards.
 HEADS = tuple(name for form in FORMATS.values() for name in (form.whole, form.index))
 
+# How often they are looked for: a save in another format may put its file under a name that was looked at just before,
+# and then remove the old one.
+_LOOKS = 3
+
 
 def find_weights(directory: Path, weights: str = "auto") -> tuple[Path, str]:
     """The file to begin with, weights or index, and its format, a key of :data:`FORMATS`.
@@ -66,7 +70,7 @@ def find_weights(directory: Path, weights: str = "auto") -> tuple[Path, str]:
         CheckpointError: if `weights` names no format, or there are no such files.
     """
     wanted = heads_of(weights)
-    for name in wanted:
+    for name in wanted * _LOOKS:
         if os.path.lexists(directory / name):
             return directory / name, next(key for key, form in FORMATS.items() if name in (form.whole, form.index))
     found = ", ".join(sorted(path.name for path in directory.glob("*"))[:20]) or "nothing"
@@ -93,13 +97,16 @@ def has_weights(directory: Path) -> bool:
 
 
 def pending_path(directory: Path, name: str, weights: os.stat_result) -> Path:
-    """Where a JSON file waits until the weights that it belongs to, a file of that status, are in place."""
+    """Where a JSON file waits until the weights that it belongs to, a file of that status, are in place.
+
+    An empty file there says that the weights have none.
+    """
     mark = hashlib.sha256(f"{weights.st_size} {weights.st_mtime_ns}".encode()).hexdigest()[:16]
     return directory / f".tfgptj-{mark}-{name}.tmp"
 
 
 def companion(directory: Path, name: str, weights: str = "auto") -> Path:
-    """The path of a JSON file that belongs to a directory's weights, such as "config.json".
+    """The path of a JSON file that belongs to a directory's weights, such as "config.json"; it need not exist.
 
     After a save that was cut off between its weights and its configuration that is not yet the file of that name.
     """
@@ -107,21 +114,22 @@ def companion(directory: Path, name: str, weights: str = "auto") -> Path:
         if os.path.lexists(directory / head):
             try:
                 pending = pending_path(directory, name, (directory / head).stat())
-            except OSError:  # a broken link, or another save has just removed it: no save of ours left it so
+                # An empty one: the new weights have no such file, and the old ones' is not theirs.
+                return pending if pending.stat().st_size else pending.with_suffix("")
+            except OSError:  # nothing waits; or a broken link, or another save is under way
                 break
-            return pending if pending.is_file() else directory / name
     return directory / name
 
 
 def fingerprint(directory: Path, weights: str = "auto") -> tuple[Path, list[tuple[int, ...]]]:
-    """What stays the same until a save replaces the weights or the configuration of a directory.
+    """What stays the same until a save replaces the weights or the configurations of a directory.
 
     Raises:
         CheckpointError: as for :func:`find_weights`.
     """
     path, _ = find_weights(directory, weights)
     stamps: list[tuple[int, ...]] = []
-    for file in (path, directory / "config.json"):
+    for file in (path, *(directory / name for name in DOCUMENTS)):
         try:
             status = file.stat()
             stamps.append((status.st_dev, status.st_ino, status.st_mtime_ns))

@@ -93,7 +93,7 @@ class HDF5File(RawFile):
         head = bytearray(min(size, SUPERBLOCK_BYTES))
         self._read_bytes(0, memoryview(head), "the header")
         check_superblock(self.path, bytes(head), size)
-        self._stored = find_tensors(self.path, LibraryFile(self._file), size)
+        self._stored = find_tensors(self.path, LibraryFile(self._file, size), size)
         self._specs = {name: stored.spec for name, stored in self._stored.items()}
         self._metadata = {"format": "tf"}
 

@@ -75,10 +75,15 @@ class LibraryFile:
 
     After an exception in one of these methods the library could not even be closed. So that of a failing file is kept
     here, for whoever has closed it; and :func:`signals_deferred` lets no signal's handler raise one.
+
+    Args:
+        file: the file.
+        size: its length, where it is read; to go to an address far behind it would be another error.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, size: int | None = None) -> None:
         self._file = file
+        self._size = size
         self.error: OSError | None = None
 
     def read(self, size: int) -> bytes:
@@ -100,8 +105,8 @@ class LibraryFile:
         return len(data)
 
     def seek(self, place: int, whence: int = 0) -> int:
-        """Go to a place."""
-        return self._attempt(self._file.seek, place, whence)
+        """Go to a place, or to the end of the file if that comes first."""
+        return self._attempt(self._file.seek, place if self._size is None else min(place, self._size), whence)
 
     def tell(self) -> int:
         """The place."""

@@ -25,7 +25,7 @@ from keras import ops
 from tfgptj.checkpoints.checks import Match, check_same_architecture, check_sha256, match_plan
 from tfgptj.checkpoints.hub import resolve_directory
 from tfgptj.checkpoints.mapping import Entry, head_of, plan, variable_of
-from tfgptj.checkpoints.opening import open_checkpoint
+from tfgptj.checkpoints.opening import open_checkpoint, read_config
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, Health, HealthCheck, assemble
 from tfgptj.config import GPTJConfig
@@ -100,7 +100,9 @@ def from_pretrained(
         name_or_path, files="weights", revision=revision, subfolder=subfolder, cache_dir=cache_dir, token=token,
         local_files_only=local_files_only, weights=weights,
     )  # fmt: skip
-    checkpoint, config = open_checkpoint(directory, weights, config, config_overrides)
+    checkpoint, (config, parameters) = open_checkpoint(
+        directory, lambda opened: (read_config(opened, config, config_overrides), _parameters(opened, head)), weights
+    )
     with checkpoint:
         if expected_sha256 is not None:
             check_sha256(checkpoint, expected_sha256)
@@ -109,12 +111,17 @@ def from_pretrained(
         entries = [entry for entry, _ in match.stored]
         model, variables = _build_without_values(lambda: cls(config, dtype=policy), entries)
         faults = _fill(checkpoint, list(zip(variables, match.stored, strict=True)))
-        parameters = checkpoint.companion("generation_config.json")
-        if head == "causal_lm" and parameters.is_file():
-            model.generation_config = GenerationConfig.from_json_file(parameters)
+        if parameters is not None:
+            model.generation_config = parameters
     fate = "They were initialised at random; train the model before you use it."
     _warn(checkpoint.path, cls, match, fate, faults)
     return model
+
+
+def _parameters(checkpoint: Checkpoint, head: str) -> GenerationConfig | None:
+    """How text is generated, where the model can and there is a file that says so."""
+    path = checkpoint.companion("generation_config.json")
+    return GenerationConfig.from_json_file(path) if head == "causal_lm" and path.is_file() else None
 
 
 def load_pretrained(
@@ -158,7 +165,7 @@ def load_pretrained(
         name_or_path, files="weights", revision=revision, subfolder=subfolder, cache_dir=cache_dir, token=token,
         local_files_only=local_files_only, weights=weights,
     )  # fmt: skip
-    checkpoint, stored = open_checkpoint(directory, weights, None, {})
+    checkpoint, stored = open_checkpoint(directory, read_config, weights)
     with checkpoint:
         if expected_sha256 is not None:
             check_sha256(checkpoint, expected_sha256)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tfgptj.checkpoints.directory import fingerprint
 from tfgptj.checkpoints.mapping import ARCHITECTURES, canonical_name, heads_in
@@ -15,45 +15,60 @@ from tfgptj.config import ALIASES, GPTJConfig
 from tfgptj.errors import CheckpointError, ConfigError, TFGPTJError
 from tfgptj.foreign import check_codegen_heads
 
+Read = TypeVar("Read")
+
 # A directory that is saved to again and again while it is loaded; each try takes milliseconds, a save seconds.
 _OPENING_ATTEMPTS = 5
 
 
 def open_checkpoint(
-    directory: Path, weights: str = "auto", config: GPTJConfig | None = None, overrides: Mapping[str, Any] | None = None
-) -> tuple[Checkpoint, GPTJConfig]:
-    """Weights and configuration of one and the same save, even while another save is replacing both.
+    directory: Path, read: Callable[[Checkpoint], Read], weights: str = "auto"
+) -> tuple[Checkpoint, Read]:
+    """Weights and configurations of one and the same save, even while another save is replacing them all.
 
     Args:
         directory: where they are.
+        read: reads the configurations that lie beside the weights, by their `companion`; its result is returned.
         weights: the format, or "auto".
-        config: what to take in place of `config.json`.
-        overrides: fields of the configuration to replace.
 
     Raises:
         CheckpointError: if they cannot be read.
         CheckpointFormatError: if a file is damaged.
-        ConfigError: if the configuration is invalid.
+        ConfigError, GenerationError: if a configuration is invalid.
     """
     for _ in range(_OPENING_ATTEMPTS):
         before = fingerprint(directory, weights)
         with ExitStack() as on_failure:
             try:
                 checkpoint = on_failure.enter_context(Checkpoint(directory, weights))
-                configuration = _configuration(checkpoint, config, overrides or {})
-            except TFGPTJError:
+                result = read(checkpoint)
+            except (TFGPTJError, FileNotFoundError):
                 if fingerprint(directory, weights) == before:
                     raise
                 continue
             if fingerprint(directory, weights) == before:
                 on_failure.pop_all()
-                return checkpoint, configuration
+                return checkpoint, result
     raise CheckpointError(f"{directory}: its files are being replaced again and again; load when that has ended")
 
 
-def _configuration(checkpoint: Checkpoint, config: GPTJConfig | None, overrides: Mapping[str, Any]) -> GPTJConfig:
+def read_config(
+    checkpoint: Checkpoint, config: GPTJConfig | None = None, overrides: Mapping[str, Any] | None = None
+) -> GPTJConfig:
+    """The configuration that belongs to some weights.
+
+    Args:
+        checkpoint: the weights.
+        config: what to take in place of `config.json`.
+        overrides: fields of the configuration to replace.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+        ConfigError: if it is invalid.
+    """
     if config is not None and not isinstance(config, GPTJConfig):
         raise ConfigError(f"config must be a GPTJConfig, got {type(config).__name__}")
+    overrides = overrides or {}
     path = checkpoint.companion("config.json")
     if config is None and not path.is_file():
         raise CheckpointError(

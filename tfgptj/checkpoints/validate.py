@@ -9,7 +9,7 @@ from pathlib import Path
 from tfgptj.checkpoints.checks import match_plan
 from tfgptj.checkpoints.directory import TOKENIZER_FILES
 from tfgptj.checkpoints.mapping import Entry, plan
-from tfgptj.checkpoints.opening import head_of_checkpoint, open_checkpoint
+from tfgptj.checkpoints.opening import head_of_checkpoint, open_checkpoint, read_config
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import health
 from tfgptj.checkpoints.write import Progress
@@ -47,7 +47,7 @@ def validate(directory: str | os.PathLike[str], *, weights: str = "auto", progre
     """
     directory, report = Path(directory), Report()
     try:
-        checkpoint, config = open_checkpoint(directory, weights)
+        checkpoint, config = open_checkpoint(directory, read_config, weights)
     except TFGPTJError as error:
         report.faults.append(str(error))
         return report

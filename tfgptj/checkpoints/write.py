@@ -232,12 +232,13 @@ def _write_weights(
 def _put_in_place(
     directory: Path, staging: Path, head: str, shards: Sequence[str], documents: Mapping[str, bytes]
 ) -> None:
-    status = (staging / head).stat()
+    status = _distinct_status(directory, staging / head)
     changed = {
         name: content
         for name, content in documents.items()
         if not (directory / name).is_file() or (directory / name).read_bytes() != content
     }
+    changed |= {name: b"" for name in DOCUMENTS if name not in documents and os.path.lexists(directory / name)}
     try:
         for name in shards:
             os.replace(staging / name, directory / name)
@@ -254,15 +255,29 @@ def _put_in_place(
         is_done = counts == head and not (staging / head).exists()
         for name in changed:
             pending = pending_path(directory, name, status)
-            if is_done:
+            if is_done and changed[name]:
                 os.replace(pending, directory / name)
-            else:
-                pending.unlink(missing_ok=True)
+            elif is_done:
+                (directory / name).unlink(missing_ok=True)
+            pending.unlink(missing_ok=True)
         if not is_done:
             moved = [] if (staging / head).exists() else [head]
             _remove(directory, [*moved, *shards])
     _remove_superseded(directory, {head, *shards, *documents})
     sync_directory(directory)
+
+
+def _distinct_status(directory: Path, path: Path) -> os.stat_result:
+    """The status of new weights, after a change of their time if others there have the same size and time.
+
+    Of two saves within one tick of the system's clock, the configuration of the later one would count for both.
+    """
+    paths = (directory / name for name in HEADS)
+    taken = {(other.st_size, other.st_mtime_ns) for other in (path.stat() for path in paths if path.exists())}
+    while ((status := path.stat()).st_size, status.st_mtime_ns) in taken:
+        later = status.st_mtime_ns + 2 * 10**9  # which every file system can tell apart
+        os.utime(path, ns=(later, later))
+    return status
 
 
 def _remove_superseded(directory: Path, current: set[str]) -> None:

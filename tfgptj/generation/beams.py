@@ -19,6 +19,7 @@ from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.hypotheses import BEHIND, NOTHING, Found, Rules, Step, extend, of_all, of_group, step_group
 from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt
+from tfgptj.generation.tokens import FORBIDDEN
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -39,37 +40,15 @@ class Result(NamedTuple):
     tokens: np.ndarray  # int32 [B · R, new]
     scores: np.ndarray  # float32 [B · R], sums of log-probabilities divided by length ** length_penalty
     beam_indices: np.ndarray  # int32 [B · R, new], the row of [B · K] that each token was chosen in; -1 after the end
-    step_scores: np.ndarray | None = None  # float32 [steps, B · K, V], processed log-probabilities, if asked for
-    step_logits: np.ndarray | None = None  # float32 [steps, B · K, V], if asked for
 
 
-def rules_of(config: GenerationConfig) -> Rules | None:
-    """What a configuration says about beams; None if it asks for none.
-
-    Raises:
-        GenerationError: for parameters that contradict each other.
-    """
-    beams, groups, penalty = config.num_beams, config.num_beam_groups, config.diversity_penalty
-    if beams % groups:
-        raise GenerationError(f"num_beams={beams} cannot be divided into num_beam_groups={groups} of equal size")
-    if groups > 1 and config.do_sample:
-        raise GenerationError("groups of beams do not sample: set do_sample=False or num_beam_groups=1")
-    if groups > 1 and penalty == 0:
-        raise GenerationError(
-            f"num_beam_groups={groups} needs a diversity_penalty above 0: without one all groups find the same"
-        )
-    if groups == 1 and penalty > 0:
-        raise GenerationError(f"diversity_penalty={penalty} acts between groups of beams: set num_beam_groups")
-    if beams == 1:
-        return None
-    if config.num_return_sequences > beams:
-        raise GenerationError(
-            f"num_return_sequences={config.num_return_sequences} is more than num_beams={beams} can find"
-        )
+def rules_of(config: GenerationConfig) -> Rules:
+    """What a configuration with beams fixes in the graph."""
+    beams, groups = config.num_beams, config.num_beam_groups
     # All end-of-text tokens of a beam may come first, and there must be a text to go on with.
     candidates = max(2, 1 + len(config.eos_token_ids)) * (beams // groups)
-    do_sample = config.do_sample and config.temperature != 0
-    return Rules(beams, groups, candidates, config.early_stopping, do_sample, keep=False)
+    keep = config.return_dict_in_generate and bool(config.output_scores or config.output_logits)
+    return Rules(beams, groups, candidates, config.early_stopping, config.samples, keep)
 
 
 def check_streaming(config: GenerationConfig) -> None:
@@ -172,12 +151,15 @@ def choose(plan: Plan, logits: Any, state: State, controls: Controls) -> State:
         if steps:
             taken = ops.concatenate([ops.reshape(step.beams.tokens, (-1, rules.size)) for step in steps], axis=1)
             context = context._replace(taken=ops.repeat(taken, rules.size, axis=0))
-        scores.append(process(plan.processors, controls.processors, of_group(rules, log_probs, group), context))
+        processed = process(plan.processors, controls.processors, of_group(rules, log_probs, group), context)
+        scores.append(ops.maximum(processed, FORBIDDEN))  # what is drawn is set below that
         steps.append(step_group(rules, group, scores[-1], state, controls))
     possible = state.possible
     for step in steps:
         possible = ops.logical_and(possible, step.possible)
-    state = state._replace(finite=ops.logical_and(state.finite, ops.all(ops.isfinite(logits))), possible=possible)
+    state = state._replace(possible=possible)
+    if not plan.tolerant:
+        state = state._replace(finite=ops.logical_and(state.finite, ops.all(ops.isfinite(logits))))
     if rules.keep:
         branches = state.search._replace(step_scores=of_all(rules, scores), step_logits=logits)
         state = state._replace(search=branches)

@@ -3,121 +3,78 @@
 from __future__ import annotations
 
 import difflib
-import math
-import numbers
 import os
 from pathlib import Path
 from typing import Any
 
-from tfgptj import limits
 from tfgptj.config import GPTJConfig, read_json
 from tfgptj.errors import GenerationError
 from tfgptj.files import write_json
+from tfgptj.generation.parameters import ARGUMENTS, DEFAULTS, IGNORED, LOWEST_BIAS, PARAMETERS, UNSUPPORTED, plain
 
 # New tokens when nobody says how many.
 DEFAULT_NEW_TOKENS = 20
 
-DEFAULTS: dict[str, Any] = {
-    "max_new_tokens": None,
-    "max_length": None,
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "num_return_sequences": 1,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-    "length_penalty": 1.0,
-    "early_stopping": False,
-    "penalty_alpha": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-
-# Hugging Face's other parameters with the value that turns each off. A file may hold them; any other value is refused.
-UNSUPPORTED: dict[str, Any] = {
-    "assistant_confidence_threshold": 0.4,
-    "assistant_early_exit": None,
-    "assistant_lookbehind": 10,
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "cache_config": None,
-    "cache_implementation": None,
-    "compile_config": None,
-    "constraints": None,
-    "custom_generate": None,
-    "decoder_start_token_id": None,
-    "disable_compile": False,
-    "dola_layers": None,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "exponential_decay_length_penalty": None,
-    "force_words_ids": None,
-    "forced_bos_token_id": None,
-    "forced_decoder_ids": None,
-    "forced_eos_token_id": None,
-    "guidance_scale": None,
-    "is_assistant": False,
-    "low_memory": None,
-    "max_matching_ngram_size": None,
-    "max_time": None,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "min_p": None,
-    "no_repeat_ngram_size": 0,
-    "num_assistant_tokens": 20,
-    "num_assistant_tokens_schedule": "constant",
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_logits": None,
-    "output_scores": False,
-    "prefill_chunk_size": None,
-    "prompt_lookup_num_tokens": None,
-    "remove_invalid_values": False,
-    "renormalize_logits": False,
-    "repetition_penalty": 1.0,
-    "return_dict_in_generate": False,
-    "sequence_bias": None,
-    "stop_strings": None,
-    "suppress_tokens": None,
-    "target_lookbehind": 10,
-    "token_healing": False,
-    "typical_p": 1.0,
-    "use_cache": True,
-    "watermarking_config": None,
-}
-
-METADATA = ("_from_model_config", "transformers_version", "generation_kwargs")
-
 
 class GenerationConfig:
-    """Parameters of :meth:`TFGPTJForCausalLM.generate`.
+    """Parameters of :meth:`TFGPTJForCausalLM.generate`, with Hugging Face's names, meanings and defaults.
 
-    Args:
+    Where a parameter stands in several places, the first of these wins: keyword arguments of `generate`, the
+    `generation_config` given to it, the model's `generation_config` (from its `generation_config.json`), the special
+    tokens of the model's `config`, the defaults. Numbers may be of any kind, NumPy's too. What only sampling or only
+    beams read has no effect without them.
+
+    How long:
         max_new_tokens: int, tokens to add at most; it wins over `max_length`.
         max_length: int, tokens of prompt and continuation together at most. With neither, 20 tokens are added.
-        do_sample: bool, draw tokens instead of always taking the likeliest.
-        temperature: number >= 0, divides the logits; 0 means no sampling at all.
-        top_k: int or None, draw only among the k likeliest tokens (ties with the k-th stay); 0 and None switch it off.
-        top_p: number in (0, 1], draw only among the likeliest tokens that make up this share of the probability.
-        num_return_sequences: int, continuations per prompt; more than one needs `do_sample`, or as many beams.
-        num_beams: int, how many continuations of a prompt are followed at once; the likeliest as a whole wins. With
-            `do_sample` they are drawn.
-        num_beam_groups: int, into how many groups the beams are divided; each avoids the tokens of those before it.
-        diversity_penalty: number >= 0, taken from a token's log-probability for each beam of an earlier group that
-            chose it in the same step.
-        length_penalty: number in [-5, 5], beams are compared by log-probability / length ** length_penalty: above 0
-            longer texts gain, below 0 shorter ones.
-        early_stopping: when beams stop. True: as soon as there are `num_beams` finished texts; False: when a better one
-            is not likely; "never": when a better one is not possible.
-        penalty_alpha: number in [0, 1] or None, contrastive search among the `top_k` likeliest tokens: how much it
-            counts that a token's hidden state is unlike those before it.
-        bos_token_id: int, what an empty prompt starts with.
+        min_new_tokens: int, no end-of-text token before so many new ones.
+        min_length: int, the same counted with the prompt.
         eos_token_id: int or list of int, tokens that end a row.
+        stop_strings: str or list of str, texts that end a row; `generate` needs `tokenizer=` for them.
+        max_time: number, seconds after which no further token is begun.
+
+    How tokens are chosen (see `mode`):
+        do_sample: bool, draw tokens instead of always taking the likeliest.
+        num_return_sequences: int, continuations per prompt: without beams they need `do_sample`.
+        num_beams, length_penalty, early_stopping: beam search; with `do_sample` the beams are drawn.
+        num_beam_groups, diversity_penalty: groups of beams that shun each other's tokens.
+        penalty_alpha: number, with `top_k` > 1 and no `do_sample`, contrastive search.
+        prompt_lookup_num_tokens, max_matching_ngram_size: drafts taken from the prompt.
+        num_assistant_tokens, num_assistant_tokens_schedule, assistant_confidence_threshold: drafts of an
+            `assistant_model`.
+
+    What the distribution is made into when tokens are drawn:
+        temperature: number >= 0, divides the logits; 0 means no sampling at all.
+        top_k: int or None, only the k likeliest tokens (ties with the k-th stay); 0 and None switch it off.
+        top_p: number in [0, 1], only the likeliest tokens that make up this share of the probability; at least one.
+        min_p: number in [0, 1], only tokens with this share of the likeliest one's probability.
+        typical_p: number in (0, 1], only the tokens nearest to the expected information, up to this probability.
+        epsilon_cutoff, eta_cutoff: number in [0, 1), only tokens over this probability; eta lowers it where the
+            distribution is flat.
+
+    What is favoured, and what is forbidden, in the order in which it is done:
+        guidance_scale: number, how far to go from what `negative_prompt_ids` would give to what the prompt gives.
+        sequence_bias: dict of tuples of ids to numbers, or list of such pairs, added to the last id's logit where the
+            others stand before it; -inf forbids.
+        encoder_repetition_penalty: number, above 1 favours tokens of the prompt.
+        repetition_penalty: number, above 1 shuns tokens of the text so far, prompt included.
+        frequency_penalty, presence_penalty: numbers taken off a new token's logit for each time, and once if ever.
+        no_repeat_ngram_size, encoder_no_repeat_ngram_size: int, no so many tokens twice; none of the prompt's again.
+        bad_words_ids: list of lists of ids that must not come.
+        forced_bos_token_id: int, the token after a prompt of one.
+        forced_eos_token_id: int or list of int, the last token that may be.
+        remove_invalid_values: bool, go on when logits are NaN or infinite.
+        exponential_decay_length_penalty: (int, number), from so many new tokens on the end becomes likelier by this
+            factor to the power of the tokens since.
+        suppress_tokens, begin_suppress_tokens: list of int, forbidden always, or as the first new token.
+        vocabulary_limit: int, forbid ids from this one on: 50257 for GPT-J, whose embedding has rows without a token.
+        renormalize_logits: bool, make log-probabilities of the scores at the end.
+
+    What is returned:
+        return_dict_in_generate, output_scores, output_logits, output_hidden_states, output_attentions: see `generate`.
+
+    Special tokens:
+        bos_token_id: int, what an empty prompt starts with.
         pad_token_id: int, fills finished rows; the first `eos_token_id` when not given.
 
     Raises:
@@ -135,9 +92,12 @@ class GenerationConfig:
         """Set parameters, all or none of them."""
         for name, value in parameters.items():
             _check_name(name, value)
-        given = {**self._given, **{name: _plain(value) for name, value in parameters.items() if name in DEFAULTS}}
-        _check_values({**DEFAULTS, **given})
-        self._given = given
+        given = {name: plain(value) for name, value in parameters.items() if name in PARAMETERS}
+        for name, value in given.items():
+            PARAMETERS[name].check(name, value)
+        if given.get("sequence_bias"):
+            given["sequence_bias"] = [[tokens, max(bias, LOWEST_BIAS)] for tokens, bias in given["sequence_bias"]]
+        self._given = {**self._given, **given}
 
     def __getattr__(self, name: str) -> Any:
         if name in DEFAULTS:
@@ -162,7 +122,61 @@ class GenerationConfig:
     def eos_token_ids(self) -> tuple[int, ...]:
         """The end-of-text tokens as a tuple: empty, one or many."""
         tokens = self.eos_token_id
-        return () if tokens is None else tuple(tokens) if isinstance(tokens, (list, tuple)) else (tokens,)
+        return () if tokens is None else tuple(tokens) if isinstance(tokens, list) else (tokens,)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple: empty, one or many."""
+        strings = self.stop_strings
+        return () if strings is None else tuple(strings) if isinstance(strings, list) else (strings,)
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.do_sample and self.temperature != 0
+
+    @property
+    def mode(self) -> str:
+        """How tokens are chosen.
+
+        "greedy", "sample", "beam", "beam_sample", "group_beam", "contrastive" or "prompt_lookup", by Hugging Face's
+        rules. An `assistant_model`, which is no parameter, makes "assisted" of the first two.
+        """
+        if self.num_beams > 1:
+            if self.num_beam_groups > 1:
+                return "group_beam"
+            return "beam_sample" if self.samples else "beam"
+        if not self.samples and self.penalty_alpha and (self.top_k or 0) > 1:
+            return "contrastive"
+        if self.prompt_lookup_num_tokens is not None:
+            return "prompt_lookup"
+        return "sample" if self.samples else "greedy"
+
+    def check_together(self) -> None:
+        """Raise where parameters contradict each other.
+
+        Raises:
+            GenerationError: naming them.
+        """
+        several, beams, groups = self.num_return_sequences, self.num_beams, self.num_beam_groups
+        if beams > 1 and several > beams:
+            raise GenerationError(f"num_return_sequences={several} is more than num_beams={beams}")
+        if several > 1 and beams == 1 and not self.do_sample:
+            raise GenerationError(
+                "num_return_sequences > 1 needs do_sample=True or num_beams > 1: otherwise all would be the same"
+            )
+        if groups > 1 and (beams == 1 or beams % groups):
+            raise GenerationError(f"num_beams={beams} cannot be split into num_beam_groups={groups} of equal size")
+        if groups > 1 and self.samples:
+            raise GenerationError("num_beam_groups > 1 cannot be combined with do_sample=True")
+        if groups > 1 and not self.diversity_penalty:
+            raise GenerationError("num_beam_groups > 1 needs a diversity_penalty above 0: the groups would be the same")
+        if groups == 1 and self.diversity_penalty:
+            raise GenerationError("diversity_penalty acts between groups of beams: set num_beam_groups")
+        if self.prompt_lookup_num_tokens is not None and self.mode != "prompt_lookup":
+            raise GenerationError(f"prompt_lookup_num_tokens cannot be combined with {self.mode} search")
+        if self.exponential_decay_length_penalty is not None and not self.eos_token_ids:
+            raise GenerationError("exponential_decay_length_penalty needs an eos_token_id, whose score it raises")
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters that were set."""
@@ -220,74 +234,16 @@ class GenerationConfig:
         return push_to_hub(self, repo_id, **options)
 
 
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's, so that JSON can hold them."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
-
-
 def _check_name(name: str, value: Any) -> None:
-    if name in DEFAULTS or name in METADATA:
+    if name in PARAMETERS or name in IGNORED:
         return
     if name in UNSUPPORTED:
         neutral = UNSUPPORTED[name]
         if value is None or (isinstance(value, (bool, int, float, str)) and value == neutral):
             return
-        raise GenerationError(f"{name}={value!r} is not supported by tfgptj; leave it at {UNSUPPORTED[name]!r}")
-    close = difflib.get_close_matches(name, [*DEFAULTS, *UNSUPPORTED], n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(DEFAULTS)}"
+        raise GenerationError(f"{name}={value!r} is not supported by tfgptj; leave it at {neutral!r}")
+    if name in ARGUMENTS:
+        raise GenerationError(f"{name} is an argument of generate, not a parameter of its configuration")
+    close = difflib.get_close_matches(name, [*PARAMETERS, *UNSUPPORTED, *IGNORED, *ARGUMENTS], n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(PARAMETERS)}"
     raise GenerationError(f"unknown generation parameter {name!r}; {hint}")
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    _check_int("max_new_tokens", values["max_new_tokens"], 1, limits.MAX_POSITIONS)
-    _check_int("max_length", values["max_length"], 1, limits.MAX_POSITIONS)
-    if not isinstance(values["do_sample"], bool):
-        raise GenerationError(f"do_sample must be True or False, got {values['do_sample']!r}")
-    _check_number("temperature", values["temperature"], 0.0, 1e6)
-    _check_int("top_k", values["top_k"], 0, limits.MAX_VOCAB)
-    _check_number("top_p", values["top_p"], 0.0, 1.0)
-    if values["top_p"] == 0:
-        raise GenerationError("top_p must be above 0, got 0: no token would be left; use do_sample=False")
-    if values["num_return_sequences"] is None:
-        raise GenerationError("num_return_sequences must be an integer, got None")
-    _check_int("num_return_sequences", values["num_return_sequences"], 1, 2**16)
-    _check_search(values)
-    eos = values["eos_token_id"]
-    for token in eos if isinstance(eos, (list, tuple)) else () if eos is None else (eos,):
-        if token is None:
-            raise GenerationError("eos_token_id must be an integer, got None")
-        _check_int("eos_token_id", token, 0, limits.MAX_ID)
-    _check_int("bos_token_id", values["bos_token_id"], 0, limits.MAX_ID)
-    _check_int("pad_token_id", values["pad_token_id"], 0, limits.MAX_ID)
-
-
-def _check_search(values: dict[str, Any]) -> None:
-    for name in ("num_beams", "num_beam_groups"):
-        if values[name] is None:
-            raise GenerationError(f"{name} must be an integer, got None")
-        _check_int(name, values[name], 1, 2**10)
-    _check_number("diversity_penalty", values["diversity_penalty"], 0.0, 1e6)
-    _check_number("length_penalty", values["length_penalty"], -5.0, 5.0)  # float32 holds what any length makes of it
-    if not isinstance(values["early_stopping"], bool) and values["early_stopping"] != "never":
-        raise GenerationError(f"early_stopping must be True, False or 'never', got {values['early_stopping']!r}")
-    if values["penalty_alpha"] is not None:
-        _check_number("penalty_alpha", values["penalty_alpha"], 0.0, 1.0)
-
-
-def _check_int(name: str, value: Any, low: int, high: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise GenerationError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        shown = f"{value:,}" if abs(value) < 10**30 else "a far larger number"
-        raise GenerationError(f"{name} must be between {low:,} and {high:,}, got {shown}")
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise GenerationError(f"{name} must be a number, got {value!r}")
-    if math.isnan(value) or not low <= value <= high:
-        raise GenerationError(f"{name} must be between {low:g} and {high:g}, got {value!r}")

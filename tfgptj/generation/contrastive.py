@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from tfgptj.errors import GenerationError
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, write
-from tfgptj.generation.processors import FORBIDDEN
+from tfgptj.generation.processors import any_left
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -28,28 +27,9 @@ class Ahead(NamedTuple):
     directions: Any  # float32 [B, S, D], last hidden states at length 1
 
 
-def candidates_of(config: GenerationConfig) -> int | None:
-    """How many candidates a configuration compares in each step; None if it asks for no contrastive search.
-
-    Raises:
-        GenerationError: for parameters that contradict each other.
-    """
-    alpha = config.penalty_alpha
-    if not alpha:
-        return None
-    for name, asked in (("num_beams", config.num_beams > 1), ("do_sample", config.do_sample)):
-        if asked:
-            given = f"{name}={getattr(config, name)}"
-            raise GenerationError(f"penalty_alpha={alpha} asks for contrastive search, which does not go with {given}")
-    if (config.top_k or 0) < 2:
-        raise GenerationError(
-            f"contrastive search chooses among the top_k likeliest tokens, at least 2; got top_k={config.top_k}"
-        )
-    if config.num_return_sequences > 1:
-        raise GenerationError(
-            f"contrastive search finds one text per prompt, got num_return_sequences={config.num_return_sequences}"
-        )
-    return config.top_k
+def candidates_of(config: GenerationConfig) -> int:
+    """How many candidates a configuration compares in each step."""
+    return int(config.top_k)
 
 
 def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls: Controls) -> State:
@@ -97,9 +77,11 @@ def advance(model: TFGPTJForCausalLM, plan: Plan, state: State, controls: Contro
     """Choose each row's next token and write it down, with what the model makes of it."""
     vocabulary = model.config.vocab_size
     logits = ops.reshape(state.search.logits, (-1, vocabulary))  # its width is not known in a loop
-    finite = ops.logical_and(state.finite, ops.all(ops.isfinite(logits)))
+    finite = state.finite
+    if not plan.tolerant:
+        finite = ops.logical_and(finite, ops.all(ops.isfinite(logits)))
     logits = process(plan.processors, controls.processors, logits, context_of(state, controls))
-    left = ops.max(logits, axis=-1) > FORBIDDEN / 2
+    left = any_left(logits)
     possible = ops.logical_and(state.possible, ops.all(ops.logical_or(left, state.finished)))
     count = min(plan.search, vocabulary)
     shares, tokens = ops.top_k(ops.softmax(logits, axis=-1), count)  # [B, k]

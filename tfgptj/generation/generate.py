@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
-from tfgptj.generation import beams, contrastive, loop
+from tfgptj.errors import GenerationError, NonFiniteLogitsError
+from tfgptj.generation import beams, contrastive, loop, memory, prompts, stepping
 from tfgptj.generation.chain import build_chain
 from tfgptj.generation.compiling import Compiled
-from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
+from tfgptj.generation.config import GenerationConfig
+from tfgptj.generation.functions import Functions, functions_of, listed
+from tfgptj.generation.prompts import Rows
+from tfgptj.generation.results import GenerationOutput, Records
+from tfgptj.generation.stopping import Criterion, Ends, check_stops
+from tfgptj.generation.strategies import check_combined, strategy_of
 from tfgptj.heads import TFGPTJForCausalLM
-from tfgptj.inputs import complete_inputs, concrete
+from tfgptj.tokenizer import GPTJTokenizer
 
 # Tokens per call into the compiled loop: between calls Ctrl-C is heard and the numbers are checked. A call copies the
 # cache once, which at 16 tokens is under one percent of what they cost.
@@ -29,11 +35,18 @@ def generate(
     attention_mask: Any = None,
     generation_config: GenerationConfig | None = None,
     *,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    prefix_allowed_tokens_fn: Any = None,
+    negative_prompt_ids: Any = None,
+    negative_prompt_attention_mask: Any = None,
+    assistant_model: Any = None,
+    tokenizer: GPTJTokenizer | None = None,
     streamer: Any = None,
     seed: int | None = None,
     jit_compile: bool | None = None,
     **parameters: Any,
-) -> np.ndarray:
+) -> np.ndarray | GenerationOutput:
     """Continue token ids.
 
     Args:
@@ -41,6 +54,19 @@ def generate(
         attention_mask: int or bool [B, P], 1 for real tokens; None when there is no padding. It is never guessed.
         generation_config: a :class:`GenerationConfig`. What is given wins in this order: keyword arguments, this, the
             model's `generation_config` (from its `generation_config.json`), the model's special tokens, the defaults.
+        logits_processor: a function `f(input_ids, scores)`, or a list of them, called at each step for each row that
+            has not ended: NumPy's int32 [1, n], the row's tokens, prompt included and padding not, and float32 [1, V],
+            -inf for forbidden tokens. It returns scores of that shape, -inf to forbid. It comes after all processors of
+            the configuration but those of sampling.
+        stopping_criteria: a function `f(input_ids, scores)`, or a list of them, called after each step with int32
+            [B, P + n], what `generate` would return now, and a tuple of the scores so far, or None unless
+            `output_scores`. It returns a bool, or one for each row [B]: whether to stop.
+        prefix_allowed_tokens_fn: a function `f(row, input_ids)` that gets a row's number and its tokens, int32 [n], and
+            returns the ids that may follow. It comes after `min_new_tokens`.
+        negative_prompt_ids, negative_prompt_attention_mask: what `guidance_scale` leads away from, int [B, P2] or
+            [1, P2]; without them the last token of each prompt.
+        assistant_model: not supported yet.
+        tokenizer: the model's, for `stop_strings`.
         streamer: an object with `put(ids)` and `end()`, given the prompt [B, P] and then each step's tokens [B].
         seed: int >= 0; the same seed draws the same tokens, whatever the other rows of the batch are and on every
             backend up to rounding of the logits. None draws anew at each call.
@@ -48,30 +74,48 @@ def generate(
         **parameters: any parameter of :class:`GenerationConfig`.
 
     Returns:
-        int32 [B · num_return_sequences, P + new], prompt included; finished rows are filled with `pad_token_id`.
+        int32 [B · num_return_sequences, P + new], prompt included; finished rows are filled with `pad_token_id`. With
+        `return_dict_in_generate` a :class:`tfgptj.generation.results.GenerationOutput`.
 
     Raises:
         InputError: for ids out of range, rows without a token, prompt and continuation over `n_positions`.
         GenerationError: for parameters that are unknown or contradict each other.
-        NonFiniteLogitsError: when the model produces NaN or infinite logits.
+        NonFiniteLogitsError: when the model produces NaN or infinite logits, or every token is forbidden.
+        ResourceLimitError: when there is not enough memory.
 
     >>> from tfgptj.config import GPTJConfig
     >>> tiny = GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, eos_token_id=None)
     >>> TFGPTJForCausalLM(tiny).generate([[1, 2, 3]], max_new_tokens=4).shape
     (1, 7)
     """
-    run = Run(model, input_ids, attention_mask, generation_config, seed, jit_compile, parameters)
+    if assistant_model is not None:
+        raise GenerationError("assistant_model is not supported by tfgptj; leave it out")
+    extras = Extras(
+        functions=functions_of(logits_processor, prefix_allowed_tokens_fn),
+        criteria=listed("stopping_criteria", stopping_criteria),
+        negative=(negative_prompt_ids, negative_prompt_attention_mask),
+        tokenizer=tokenizer,
+    )
+    run = Run(model, input_ids, attention_mask, generation_config, seed, jit_compile, parameters, extras)
     if streamer is None:
         for _ in run.chunks(CHUNK):
             pass
     else:
         beams.check_streaming(run.config)
-        streamer.put(run.prompt)
+        streamer.put(run.prompt.ids)
         for tokens in run.chunks(1):
             streamer.put(tokens[:, 0])
         streamer.end()
-    tokens = run.tokens()
-    return np.concatenate([np.repeat(run.prompt, len(tokens) // len(run.prompt), axis=0), tokens], axis=1)
+    return run.result()
+
+
+class Extras(NamedTuple):
+    """What a generation may need that is no parameter: see the arguments of :func:`generate`."""
+
+    functions: Functions = Functions()
+    criteria: tuple[Criterion, ...] = ()
+    negative: tuple[Any, Any] = (None, None)
+    tokenizer: GPTJTokenizer | None = None
 
 
 class Run:
@@ -86,56 +130,130 @@ class Run:
         seed: int | None,
         jit_compile: bool | None,
         parameters: dict[str, Any],
+        extras: Extras = Extras(),
     ) -> None:
-        self.model = model
+        self.model, self.extras = model, extras
         self.config = resolve_config(model, generation_config, parameters)
-        self.prompt, self.mask = _prompt(model, input_ids, attention_mask, self.config)
-        self.room = _room(model, self.mask, self.config)
+        self.strategy, search = strategy_of(self.config)
+        check_combined(self.strategy, self.config, extras.functions, extras.criteria)
+        check_stops(self.config, extras.tokenizer)
+        prompts.check_seed(seed)
+        names, self.numbers = build_chain(self.config, extras.functions.names)
+        self.plan = loop.Plan(do_sample=self.config.samples, processors=names, search=search)
+        self.prompt, self.negative = self._rows(input_ids, attention_mask)
+        every = self.prompt if self.negative is None else prompts.stacked(self.prompt, self.negative)
+        self.room = prompts.room_after(every, model.config.n_positions, self.config)
         self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
-        names, self.numbers = build_chain(self.config)
-        sampled = self.config.do_sample and self.config.temperature != 0
-        self.strategy, search = _strategy(self.config)
-        self.plan = loop.Plan(do_sample=sampled, processors=names, search=search)
-        self.draws = search.draws if self.strategy is beams else 1
-        self.uniforms = _uniforms(seed, self.prompt.shape[0], self.room * self.draws, sampled)
-        self.state: loop.State | None = None
+        rows = len(self.prompt.ids)
+        self.draws = search.draws if self.strategy is beams else 1  # random numbers for each row and step
+        size = self.room * self.draws
+        self.uniforms = (
+            prompts.random_rows(seed, rows, size) if self.plan.do_sample else np.zeros((rows, size), "float32")
+        )
+
+    def part(self, rows: slice) -> Run:
+        """Some rows of a generation that has not begun, as a generation of their own.
+
+        Each row keeps the random numbers that it has among all, so that texts do not depend on the batch size.
+        """
+        part = copy.copy(self)
+        part.prompt, part.uniforms = self.prompt.of(rows), self.uniforms[rows]
+        part.negative = None if self.negative is None else self.negative.of(rows)
+        return part
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
-        """Produce the new tokens, int32 [B, <= size] at a time, until all rows are finished or full."""
-        controls, done = self._controls(), 0
-        while done < self.room and not (self.state is not None and bool(np.all(to_numpy(self.state.finished)))):
-            if self.state is None:
-                self.state = self._compiled("prefill")(self.plan, *self._laid_out(), controls)
-            limit = ops.convert_to_tensor(min(done + size, self.room), dtype="int32")
-            if int(self.state.step) < int(limit):
-                self.state = self._compiled("decode")(self.plan, self.state, limit, controls)
-            self._check(self.state)
-            yield self.tokens()[:, done:]
-            done = int(self.state.step)
+        """Produce the new tokens, int32 [B, <= size] at a time, until all rows are finished or full.
 
-    def tokens(self) -> np.ndarray:
-        """The new tokens so far, int32 [B, new]; of beams those of the best texts, [B · num_return_sequences, new]."""
-        assert self.state is not None  # chunks() ran
+        Raises:
+            ResourceLimitError: when there is not enough memory.
+        """
+        self._check_memory()
+        rows, width = self.prompt.ids.shape
+        self.state: loop.State | None = None
+        self.new = np.zeros((rows, 0), "int32")  # the new tokens so far
+        self.ends = Ends(self.config, rows, self.extras.tokenizer, self.extras.criteria)
+        self.records = Records(self.config, rows * self.config.num_beams, width)
+        self.stepper: stepping.Stepper | None = None
+        if self.strategy is loop and (self.records.wanted or self.extras.functions.names):
+            controls = self._controls()
+            self.stepper = stepping.Stepper(self._compiled, self.plan, self.extras.functions, controls, self.records)
+        return self._chunks(1 if self.records.wanted or self.stepper or self.ends.step_by_step else size)
+
+    def result(self) -> np.ndarray | GenerationOutput:
+        """What `generate` returns, once all chunks are there."""
+        sequences = self._sequences()
+        if not self.config.return_dict_in_generate:
+            return sequences
+        output = self.records.output(sequences)
         if self.strategy is beams:
-            return self.found().tokens
-        start, stop = int(self.state.slot) - int(self.state.step), int(self.state.slot)
-        return to_numpy(self.state.ids)[:, start:stop]
+            found = self.found()
+            output = dataclasses.replace(output, sequences_scores=found.scores, beam_indices=found.beam_indices)
+        return output
 
     def found(self) -> beams.Result:
         """What beams have found so far."""
         assert self.state is not None  # chunks() ran
         return beams.result_of(self.config, *(to_numpy(table) for table in self.state.search.found))
 
-    def search(self, keep: bool = False) -> beams.Result:
-        """Run a search with beams to its end; `keep` asks for each step's scores and logits."""
-        self.plan = self.plan._replace(search=self.plan.search._replace(keep=keep))
-        kept: list[tuple[np.ndarray, ...]] = []
-        for _ in self.chunks(1 if keep else CHUNK):
-            if keep:
-                assert self.state is not None  # chunks() sets it
-                kept.append((to_numpy(self.state.search.step_scores), to_numpy(self.state.search.step_logits)))
-        scores, logits = (np.stack(steps) for steps in zip(*kept, strict=True)) if keep else (None, None)
-        return self.found()._replace(step_scores=scores, step_logits=logits)
+    def tokens(self, row: int) -> np.ndarray:
+        """The new tokens of a row, int32 [n], the last of which may be an end-of-text token."""
+        length = int(self.ends.lengths[row])
+        return self.new[row] if length < 0 else self.new[row, :length]
+
+    def _chunks(self, size: int) -> Iterator[np.ndarray]:
+        controls = self._controls()
+        done = 0
+        while done < self.room and not self.ends.all_ended:
+            self._advance(min(done + size, self.room), controls)
+            if self.strategy is beams:
+                self._take_found()
+            else:
+                self._take(done)
+            yield self.new[:, done:]
+            if self.ends.out_of_time:
+                break
+            assert self.state is not None  # _advance made it
+            done = int(self.state.step)
+
+    def _advance(self, limit: int, controls: loop.Controls) -> None:
+        """Run the model until the rows have `limit` new tokens, or have all ended."""
+        first = self._laid_out() if self.state is None else ()
+        if self.stepper is not None:
+            self.state = self.stepper.step(self.state, *first)
+        else:
+            if self.state is None:
+                self.state = self._compiled("prefill")(self.plan, *first, controls)
+            if int(self.state.step) < limit:
+                bound = ops.convert_to_tensor(limit, dtype="int32")
+                self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
+        self._check(self.state)
+
+    def _take(self, done: int) -> None:
+        """Bring the tokens after `done` to the host, and see which rows they end."""
+        assert self.state is not None  # _advance made it
+        stop = int(self.state.slot)
+        fresh = to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop]
+        self.ends.look(fresh, done)
+        self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
+        scores = self.records.scores
+        self.ends.ask(self._sequences(), None if scores is None else tuple(scores), self.new.shape[1])
+        if self.ends.beyond_the_loop:
+            self.state = self.state._replace(finished=ops.convert_to_tensor(self.ends.lengths >= 0))
+
+    def _take_found(self) -> None:
+        """The same with beams: the best texts so far, which are what they come to once all are closed."""
+        assert self.state is not None  # _advance made it
+        if self.records.wanted:
+            search = self.state.search
+            self.records.add(search.step_logits, search.step_scores, (), int(self.state.slot), int(self.state.step))
+        found = self.found()
+        self.new = found.tokens
+        if to_numpy(self.state.finished).all():
+            self.ends.lengths = (found.beam_indices >= 0).sum(axis=1)
+
+    def _sequences(self) -> np.ndarray:
+        returned = len(self.new) // len(self.prompt.ids)  # by beams; other rows are there from the beginning
+        return np.concatenate([np.repeat(self.prompt.ids, returned, axis=0), self.new], axis=1)
 
     def _check(self, state: loop.State) -> None:
         step = int(state.step)
@@ -150,25 +268,55 @@ class Run:
                 f"forbid tokens: {self.config!r}"
             )
 
+    def _check_memory(self) -> None:
+        if _on_accelerator():
+            return  # how much of its memory is free is not known
+        rows = len(self.prompt.ids) * (1 + self.plan.guided)
+        prompt, room = self._size(self.prompt.longest), self._size(self.room)
+        itemsize = 4 if self.model.compute_dtype == "float32" else 2
+        if self.strategy is beams:
+            room *= self.config.num_beams  # they share the prompt
+        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize)
+        memory.check_memory(needed, memory.available_memory(), rows, prompt + room)
+
     def _compiled(self, name: str) -> Compiled:
         programs = self.model.__dict__.setdefault("_generation_programs", {})
         key = (name, self.jit_compile, self.strategy.__name__)
         if key not in programs:
-            programs[key] = Compiled(self.model, getattr(self.strategy, name), self.jit_compile)
+            function = getattr(self.strategy, name, None) or getattr(stepping, name)
+            programs[key] = Compiled(self.model, function, self.jit_compile)
         return programs[key]
+
+    def _rows(self, input_ids: Any, attention_mask: Any) -> tuple[Rows, Rows | None]:
+        """Prompts, one row per returned sequence, with beams one each; and negative prompts if there is guidance."""
+        if input_ids is None:
+            if self.config.bos_token_id is None:
+                raise GenerationError("there is neither a prompt nor a bos_token_id to start from: give input_ids")
+            input_ids = np.array([[self.config.bos_token_id]])
+        prompt = prompts.read_rows(self.model.config, input_ids, attention_mask)
+        repeats = 1 if self.strategy is beams else self.config.num_return_sequences
+        if self.plan.guided:
+            negative = prompts.negative_rows(self.model.config, *self.extras.negative, prompt)
+            return prompt.repeated(repeats), negative.repeated(repeats)
+        if any(given is not None for given in self.extras.negative):
+            raise GenerationError("negative_prompt_ids have no effect without a guidance_scale")
+        return prompt.repeated(repeats), None
 
     def _size(self, length: int) -> int:
         """Slots for so many tokens: rounded up where shapes are fixed in compiled programs."""
         backend = keras.backend.backend()
-        return bucket(length) if backend == "jax" or (backend == "tensorflow" and self.jit_compile) else length
+        fixed = backend == "jax" or (backend == "tensorflow" and self.jit_compile)
+        return prompts.bucket(length) if fixed else length
 
     def _laid_out(self) -> tuple[Any, Any]:
         """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
-        ids, mask = align_right(self.prompt, self.mask)
-        room = self._size(self.room)
-        padding = ((0, 0), (self._size(ids.shape[1]) - ids.shape[1], room))
-        ids = np.pad(ids, padding, constant_values=self._pad_token())
-        return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(mask, padding))
+        rows = prompts.align_right(self.prompt)
+        if self.negative is not None:
+            rows = prompts.stacked(rows, prompts.align_right(self.negative))
+        width = rows.ids.shape[1]
+        padding = ((0, 0), (self._size(width) - width, self._size(self.room)))
+        ids = np.pad(rows.ids, padding, constant_values=self._pad_token())
+        return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(rows.real, padding))
 
     def _pad_token(self) -> int:
         if self.config.pad_token_id is not None:
@@ -191,44 +339,18 @@ class Run:
 def resolve_config(
     model: TFGPTJForCausalLM, generation_config: GenerationConfig | None, parameters: dict[str, Any]
 ) -> GenerationConfig:
-    """All sources of parameters merged, the later winning: model config, model's file, given config, keywords."""
+    """All sources of parameters merged, the later winning: model config, model's file, given config, keywords.
+
+    Raises:
+        GenerationError: for parameters that are unknown, contradict each other, or name tokens that there are not.
+    """
     if generation_config is not None and not isinstance(generation_config, GenerationConfig):
         raise GenerationError(f"generation_config must be a GenerationConfig, got {type(generation_config).__name__}")
     own = getattr(model, "generation_config", None)
     merged = GenerationConfig.from_model_config(model.config).merged(own, generation_config, parameters)
-    strategy, _ = _strategy(merged)
-    if merged.num_return_sequences > 1 and not merged.do_sample and strategy is loop:
-        raise GenerationError(
-            "num_return_sequences > 1 needs do_sample=True or as many beams: without them all would be the same"
-        )
+    merged.check_together()
+    prompts.check_tokens(merged, model.config.vocab_size)
     return merged
-
-
-def _strategy(config: GenerationConfig) -> tuple[ModuleType, Any]:
-    """The module that generates as a configuration asks, and what it fixes in the graph."""
-    rules, candidates = beams.rules_of(config), contrastive.candidates_of(config)
-    if candidates is not None:
-        return contrastive, candidates
-    return (loop, None) if rules is None else (beams, rules)
-
-
-def align_right(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The real tokens of each row moved to its end, without columns that no row needs.
-
-    >>> align_right(np.array([[5, 6, 0, 0], [0, 7, 8, 9]]), np.array([[1, 1, 0, 0], [0, 1, 1, 1]], bool))[0]
-    array([[0, 5, 6],
-           [7, 8, 9]])
-    """
-    order = np.argsort(mask, axis=1, kind="stable")[:, -int(mask.sum(axis=1).max()) :]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
-
-
-def bucket(length: int) -> int:
-    """Round a length up to 16, 24, 32, 48, 64, 96, …: under a third of waste, few sizes to compile for."""
-    size = 16
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-    return size
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -236,56 +358,8 @@ def to_numpy(tensor: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(tensor))
 
 
-def _prompt(
-    model: TFGPTJForCausalLM, input_ids: Any, attention_mask: Any, config: GenerationConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 [B, P] and mask bool [B, P], one row per returned sequence; with beams one per prompt."""
-    if input_ids is None:
-        if config.bos_token_id is None:
-            raise GenerationError("there is neither a prompt nor a bos_token_id to start from: give input_ids")
-        input_ids = np.array([[config.bos_token_id]])
-    checked = complete_inputs({"input_ids": input_ids, "attention_mask": attention_mask}, model.config)
-    ids, mask = concrete(checked["input_ids"]), checked["attention_mask"]
-    if ids is None:
-        raise GenerationError("generate() cannot be called inside a compiled function: it compiles its own loop")
-    real = np.ones(ids.shape, bool) if mask is None else np.asarray(concrete(mask)).astype(bool)
-    if not real.any(axis=1).all():
-        row = int(np.argmin(real.any(axis=1)))
-        raise InputError(f"row {row} of the prompt has no token: its attention_mask is all 0")
-    repeats = config.num_return_sequences if config.num_beams == 1 else 1
-    return np.repeat(ids, repeats, axis=0), np.repeat(real, repeats, axis=0)
-
-
-def _room(model: TFGPTJForCausalLM, mask: np.ndarray, config: GenerationConfig) -> int:
-    """New tokens at most, checked against the model's positions."""
-    longest, limit = int(mask.sum(axis=1).max()), model.config.n_positions
-    if config.max_new_tokens is not None:
-        room = config.max_new_tokens
-    elif config.max_length is not None:
-        room = config.max_length - mask.shape[1]
-        if room < 1:
-            raise GenerationError(
-                f"max_length={config.max_length} leaves no room after a prompt of {mask.shape[1]} tokens; "
-                "set max_new_tokens instead"
-            )
-    else:
-        room = max(1, min(DEFAULT_NEW_TOKENS, limit - longest))
-    if longest + room > limit:
-        raise InputError(
-            f"a prompt of {longest} tokens and {room} new ones are {longest + room}, over n_positions={limit}: "
-            f"shorten the prompt or set max_new_tokens to at most {max(limit - longest, 0)}"
-        )
-    return room
-
-
-def _uniforms(seed: int | None, rows: int, steps: int, do_sample: bool) -> np.ndarray:
-    """Random numbers float32 [B, M]: a stream of its own for each row, so that no row depends on its neighbours."""
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
-        raise GenerationError(f"seed must be an integer of at least 0, got {seed!r}")
-    if not do_sample:
-        return np.zeros((rows, steps), "float32")
-    root = np.random.SeedSequence(None if seed is None else int(seed))
-    return np.stack([np.random.default_rng(child).random(steps, dtype="float32") for child in root.spawn(rows)])
+def _on_accelerator() -> bool:
+    return "cpu" not in str(ops.zeros(()).device).lower()
 
 
 def _has_gpu() -> bool:

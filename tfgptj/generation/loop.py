@@ -27,6 +27,19 @@ class Plan(NamedTuple):
     processors: Names = ()  # what is done to the logits, in this order
     search: Any = None  # what a search, such as that of beams, fixes in the graph
 
+    @property
+    def guided(self) -> bool:
+        """Whether each row has a second one after all others, of its negative prompt, that gets the same tokens."""
+        return self._has("guidance")
+
+    @property
+    def tolerant(self) -> bool:
+        """Whether logits may be NaN or infinite."""
+        return self._has("remove_invalid_values")
+
+    def _has(self, processor: str) -> bool:
+        return any(name == processor for name, _ in self.processors)
+
 
 class Controls(NamedTuple):
     """Tensors that steer a run without changing its graph."""
@@ -60,27 +73,42 @@ def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls:
     Args:
         model: the language model.
         plan: see there.
-        ids: int32 [B, S], the prompt in the first P slots, then room for the new tokens.
+        ids: int32 [B, S], the prompt in the first P slots, then room for the new tokens; with guidance [2 B, S].
         real: bool [B, S], where the prompt has tokens; the last of each row is in slot P - 1.
         controls: see there.
     """
-    logits, state = read_prompt(model, ids, real, ops.shape(controls.uniforms)[1])
+    logits, state = start(model, plan, ids, real, controls)
     return choose(plan, logits, state, controls)
 
 
-def read_prompt(model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any) -> tuple[Any, State]:
+def start(
+    model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls: Controls, record: list[Any] | None = None
+) -> tuple[Any, State]:
+    """The logits [B, V] after the prompt, with guidance [2 B, V], and the state before any new token."""
+    logits, state = read_prompt(model, ids, real, ops.shape(controls.uniforms)[1], record)
+    if plan.guided:
+        state = state._replace(finished=state.finished[: ops.shape(ids)[0] // 2])
+    return logits, state
+
+
+def read_prompt(
+    model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any, record: list[Any] | None = None
+) -> tuple[Any, State]:
     """The logits [B, V] after the prompt, and the state before any new token.
 
     Args:
         model: the language model.
         ids, real: as for :func:`prefill`.
         room: int, the slots after the prompt (M).
+        record: as for :meth:`tfgptj.backbone.TFGPTJModel.step`.
     """
-    hidden, state = read(model, ids, real, room)
+    hidden, state = read(model, ids, real, room, record)
     return next_logits(model, hidden), state
 
 
-def read(model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any) -> tuple[Any, State]:
+def read(
+    model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any, record: list[Any] | None = None
+) -> tuple[Any, State]:
     """As :func:`read_prompt`, with the last hidden states [B, P, D] in place of the logits."""
     batch, size = ops.shape(ids)[:2]
     prompt = size - room
@@ -88,7 +116,7 @@ def read(model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any) -> tuple[Any,
     slots = ops.arange(prompt, dtype="int32")  # [P]
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
     visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
-    hidden, caches = model.transformer.step(ids[:, :prompt], positions, visible)
+    hidden, caches = model.transformer.step(ids[:, :prompt], positions, visible, record=record)
     heads = (model.config.n_head, model.config.head_dim)
 
     def extended(cache: Any) -> Any:  # [B, S, N, H]
@@ -122,11 +150,11 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
     return State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
-def forward(model: TFGPTJForCausalLM, state: State) -> tuple[Any, State]:
+def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
     newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
     hidden, caches = model.transformer.step(
-        newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1
+        newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1, record
     )
     return next_logits(model, hidden), state._replace(caches=caches)
 
@@ -138,27 +166,39 @@ def next_logits(model: TFGPTJForCausalLM, hidden: Any) -> Any:
 
 def choose(plan: Plan, logits: Any, state: State, controls: Controls) -> State:
     """Choose each row's next token and write it down."""
-    finite = ops.logical_and(state.finite, ops.all(ops.isfinite(logits)))
-    logits = process(plan.processors, controls.processors, logits, context_of(state, controls))
+    scores = process(plan.processors, controls.processors, logits, context_of(state, controls, plan.guided))
+    return settle(plan, logits, scores, state, controls)
+
+
+def settle(plan: Plan, logits: Any, scores: Any, state: State, controls: Controls) -> State:
+    """Choose each row's next token by its scores [B, V], which are processed logits [B or 2 B, V]."""
+    if not plan.tolerant:
+        state = state._replace(finite=ops.logical_and(state.finite, ops.all(ops.isfinite(logits))))
     if plan.do_sample:
         uniform = ops.squeeze(ops.take(controls.uniforms, ops.expand_dims(state.step, 0), axis=1), axis=1)  # [B]
-        token = processors.draw(logits, uniform)
+        token = processors.draw(scores, uniform)
     else:
-        token = processors.greedy(logits)
-    left = ops.max(logits, axis=-1) > processors.FORBIDDEN / 2  # [B], is there a token at all?
-    possible = ops.logical_and(state.possible, ops.all(ops.logical_or(left, state.finished)))
-    return write(token, state._replace(finite=finite, possible=possible), controls)
+        token = processors.greedy(scores)
+    served = ops.logical_or(processors.any_left(scores), state.finished)  # [B]
+    possible = ops.logical_and(state.possible, ops.all(served))
+    return write(token, state._replace(possible=possible), controls, plan.guided)
 
 
-def context_of(state: State, controls: Controls) -> Context:
+def context_of(state: State, controls: Controls, guided: bool = False) -> Context:
     """What processors may know of the tokens so far."""
-    return Context(state.ids, state.real, state.slot, state.length, state.step, controls.limit, controls.eos)
+    ids, real, length = state.ids, state.real, state.length
+    if guided:
+        rows = ops.shape(state.finished)[0]
+        ids, real, length = ids[:rows], real[:rows], length[:rows]
+    return Context(ids, real, state.slot, length, state.step, controls.limit, controls.eos)
 
 
-def write(token: Any, state: State, controls: Controls) -> State:
+def write(token: Any, state: State, controls: Controls, guided: bool = False) -> State:
     """Append a token, int32 [B], to each row; to those that are finished the pad token."""
     token = ops.where(state.finished, controls.pad, token)  # [B]
     ended = ops.any(token[:, None] == controls.eos[None, :], axis=1)
+    if guided:
+        token = ops.concatenate([token, token], axis=0)  # [2 B]
     is_real = ops.ones_like(token[:, None], dtype="bool")
     return state._replace(
         ids=ops.slice_update(state.ids, (0, state.slot), token[:, None]),

@@ -11,7 +11,9 @@ import numpy as np
 from tfgptj.errors import GenerationError, InputError
 from tfgptj.generation.beams import check_streaming
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.generate import Run
+from tfgptj.generation.functions import functions_of, listed
+from tfgptj.generation.generate import Extras, Run
+from tfgptj.generation.stopping import StopText
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.text_stream import TextStream
 from tfgptj.tokenizer import GPTJTokenizer
@@ -20,9 +22,12 @@ from tfgptj.tokenizer import GPTJTokenizer
 def stream_text(
     model: TFGPTJForCausalLM,
     tokenizer: GPTJTokenizer,
-    prompt: str,
+    prompt: str | list[int],
     generation_config: GenerationConfig | None = None,
     *,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    prefix_allowed_tokens_fn: Any = None,
     seed: int | None = None,
     jit_compile: bool | None = None,
     **parameters: Any,
@@ -32,13 +37,14 @@ def stream_text(
     Args:
         model: the language model.
         tokenizer: its tokenizer.
-        prompt: the text to continue; an empty one starts from `bos_token_id`.
-        generation_config, seed, jit_compile, **parameters: as for `generate`.
+        prompt: the text to continue, or its token ids; an empty one starts from `bos_token_id`.
+        generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, jit_compile,
+        **parameters: as for :func:`tfgptj.generation.generate.generate`.
 
     Returns:
-        An iterator over the pieces of the continuation, never with half a character, without special tokens. They add
-        up to the text that `generate` gives with the same arguments. What is wrong with the arguments is raised here,
-        not by the iterator.
+        An iterator over the pieces of the continuation, never with half a character or any part of a stop string,
+        without special tokens. They add up to the text that `generate` gives with the same arguments. What is wrong
+        with the arguments is raised here, not by the iterator.
 
     Raises:
         InputError, GenerationError, NonFiniteLogitsError: as `generate`; and when more than one text is asked for.
@@ -48,8 +54,10 @@ def stream_text(
     >>> model = TFGPTJForCausalLM(GPTJConfig(vocab_size=257, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
     >>> text = "".join(stream_text(model, tokenizer, "abc", max_new_tokens=4))
     """
-    ids = tokenizer.encode(prompt)
-    run = Run(model, [ids] if ids else None, None, generation_config, seed, jit_compile, parameters)
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    functions = functions_of(logits_processor, prefix_allowed_tokens_fn)
+    extras = Extras(functions, listed("stopping_criteria", stopping_criteria), tokenizer=tokenizer)
+    run = Run(model, [ids] if ids else None, None, generation_config, seed, jit_compile, parameters, extras)
     return text_pieces(run, tokenizer)
 
 
@@ -60,30 +68,27 @@ def text_pieces(run: Run, tokenizer: GPTJTokenizer) -> Iterator[str]:
         GenerationError: if the generation has more than one row.
     """
     check_streaming(run.config)
-    rows = len(run.prompt)
+    rows = len(run.prompt.ids)
     if rows != 1:
         raise GenerationError(f"only one text can be streamed, not {rows}: leave num_return_sequences at 1")
     return _pieces(run, tokenizer)
 
 
 def _pieces(run: Run, tokenizer: GPTJTokenizer) -> Iterator[str]:
-    stream = TextStream(tokenizer, skip_special_tokens=True)
+    text = StopText(tokenizer, run.config.stops)
     for tokens in run.chunks(1):
-        piece = stream.put(shown_tokens(tokens[0], run.config.eos_token_ids, tokenizer))
+        piece = text.put(tokens[0][: end_of_text(tokens[0], run.config.eos_token_ids)])
         if piece:
             yield piece
-    rest = stream.end()
+    rest = text.end()
     if rest:
         yield rest
 
 
-def shown_tokens(new_tokens: np.ndarray, eos_token_ids: tuple[int, ...], tokenizer: GPTJTokenizer) -> np.ndarray:
-    """The tokens of a generated row, int [n], that have a text: those before the first end-of-text token.
-
-    Ids that the tokenizer does not have are left out: GPT-J's embedding has more rows than its tokenizer has tokens.
-    """
-    shown = new_tokens[: end_of_text(new_tokens, eos_token_ids)]
-    return shown[shown < len(tokenizer)]
+def text_of(new_tokens: np.ndarray, config: GenerationConfig, tokenizer: GPTJTokenizer) -> str:
+    """The text of a generated row, int [n], up to its first end-of-text token or stop string."""
+    text = StopText(tokenizer, config.stops)
+    return text.put(new_tokens[: end_of_text(new_tokens, config.eos_token_ids)]) + text.end()
 
 
 def end_of_text(new_tokens: np.ndarray, eos_token_ids: tuple[int, ...]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -12,11 +11,14 @@ import numpy as np
 
 from tfgptj import batching
 from tfgptj.errors import GenerationError, InputError
-from tfgptj.generation.config import DEFAULT_NEW_TOKENS, DEFAULTS, UNSUPPORTED, GenerationConfig
-from tfgptj.generation.generate import CHUNK, Run, resolve_config
-from tfgptj.generation.streaming import end_of_text, shown_tokens, text_pieces
+from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
+from tfgptj.generation.functions import functions_of, listed
+from tfgptj.generation.generate import CHUNK, Extras, Run, resolve_config
+from tfgptj.generation.parameters import IGNORED, PARAMETERS, UNSUPPORTED
+from tfgptj.generation.streaming import text_of, text_pieces
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines.base import PACKAGED_MODEL, Pipeline, padded
+from tfgptj.tokenizer import CLEAN_UPS
 
 
 class Prompt(NamedTuple):
@@ -55,6 +57,9 @@ class TextGenerationPipeline(Pipeline):
         "clean_up_tokenization_spaces": False,
         "handle_long_generation": None,
         "generation_config": None,
+        "logits_processor": None,
+        "stopping_criteria": None,
+        "prefix_allowed_tokens_fn": None,
         "seed": None,
         "jit_compile": None,
     }
@@ -71,7 +76,8 @@ class TextGenerationPipeline(Pipeline):
             clean_up_tokenization_spaces: bool, whether to remove spaces before punctuation from the continuation.
                 Hugging Face's pipeline does that by default, though it changes what the model wrote.
             handle_long_generation: "hole" cuts the left of a prompt so that the new tokens fit; None cuts nothing.
-            generation_config, seed, jit_compile, and all generation parameters: as for `generate`.
+            generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, jit_compile, and all
+                generation parameters: as for `generate`. A stop string is not part of the text.
 
         Returns:
             For one prompt a list of `num_return_sequences` dicts `{"generated_text": str}`, for a list of prompts a
@@ -89,10 +95,9 @@ class TextGenerationPipeline(Pipeline):
         for prompts, run in self._runs(texts, settings, settings["batch_size"]):
             for _ in run.chunks(CHUNK):
                 pass
-            rows = np.split(run.tokens(), len(prompts))  # [num_return_sequences, new] each
+            rows = np.split(np.arange(len(run.new)), len(prompts))  # [num_return_sequences] each
             for prompt, sequences in zip(prompts, rows, strict=True):
-                eos = run.config.eos_token_ids
-                results[prompt.place] = [self._result(prompt, row, eos, settings) for row in sequences]
+                results[prompt.place] = [self._result(prompt, run, row, settings) for row in sequences]
         return results[0] if isinstance(text_inputs, str) else results
 
     def stream(self, text_inputs: str | list[str], **options: Any) -> Any:
@@ -121,7 +126,7 @@ class TextGenerationPipeline(Pipeline):
         own, parameters = _split(options)
         super().check_options(own)
         for name in parameters:
-            meant = difflib.get_close_matches(name, [*cls.own_options, *DEFAULTS, *UNSUPPORTED], n=1)
+            meant = difflib.get_close_matches(name, [*cls.own_options, *PARAMETERS, *UNSUPPORTED, *IGNORED], n=1)
             if not meant or meant[0] in cls.own_options:
                 raise InputError(f"{cls.task} has no option {name!r}; {cls.hint(name)}")
         GenerationConfig(**parameters)
@@ -130,7 +135,7 @@ class TextGenerationPipeline(Pipeline):
 
     @classmethod
     def hint(cls, name: str) -> str:
-        return f"{super().hint(name)}; besides these it takes the parameters of generate: {', '.join(DEFAULTS)}"
+        return f"{super().hint(name)}; besides these it takes the parameters of generate: {', '.join(PARAMETERS)}"
 
     def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of one call, with the generation parameters together under "parameters"."""
@@ -156,9 +161,11 @@ class TextGenerationPipeline(Pipeline):
     def _run(self, prompts: list[Prompt], settings: dict[str, Any]) -> Run:
         ids, mask = padded([prompt.ids for prompt in prompts], "left")
         parameters = {**settings["parameters"], "max_new_tokens": prompts[0].new_tokens}
-        return Run(
-            self.model, ids, mask, settings["generation_config"], settings["seed"], settings["jit_compile"], parameters
-        )
+        given, seed, jit = (settings[name] for name in ("generation_config", "seed", "jit_compile"))
+        functions = functions_of(settings["logits_processor"], settings["prefix_allowed_tokens_fn"])
+        criteria = listed("stopping_criteria", settings["stopping_criteria"])
+        extras = Extras(functions, criteria, tokenizer=self.tokenizer)
+        return Run(self.model, ids, mask, given, seed, jit, parameters, extras)
 
     def _prompts(self, texts: list[str], settings: dict[str, Any]) -> Iterator[Prompt]:
         config = resolve_config(self.model, settings["generation_config"], settings["parameters"])
@@ -192,16 +199,14 @@ class TextGenerationPipeline(Pipeline):
             raise InputError(f"{new} new tokens leave no room for a prompt: n_positions is {limit}")
         return prompt._replace(ids=prompt.ids[max(length + new - limit, 0) :], new_tokens=new)
 
-    def _result(
-        self, prompt: Prompt, new: np.ndarray, eos: tuple[int, ...], settings: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _result(self, prompt: Prompt, run: Run, row: int, settings: dict[str, Any]) -> dict[str, Any]:
+        new = run.tokens(row)
         if settings["return_tensors"]:
-            return {"generated_token_ids": [*prompt.ids, *new[: end_of_text(new, eos) + 1].tolist()]}
-        text = self.tokenizer.decode(
-            shown_tokens(new, eos, self.tokenizer),
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=settings["clean_up_tokenization_spaces"],
-        )
+            return {"generated_token_ids": [*prompt.ids, *new.tolist()]}
+        text = text_of(new, run.config, self.tokenizer)
+        if settings["clean_up_tokenization_spaces"]:
+            for spaced, clean in CLEAN_UPS:
+                text = text.replace(spaced, clean)
         return {"generated_text": text if settings["return_full_text"] is False else prompt.text + text}
 
 
@@ -213,14 +218,6 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _part(run: Run, start: int, count: int, prompts: int) -> Run:
-    """Some prompts of a generation that has not begun, as a generation of their own.
-
-    Each row keeps the random numbers that it has among all prompts, so that texts do not depend on the batch size.
-    """
-    repeats = len(run.prompt) // prompts
-    rows = slice(start * repeats, (start + count) * repeats)
-    padding = int(run.mask[rows].any(axis=0).argmax())  # columns that are empty in all of these rows
-    part = copy.copy(run)
-    part.prompt, part.mask = run.prompt[rows, padding:], run.mask[rows, padding:]
-    part.uniforms = run.uniforms[rows]
-    return part
+    """Some prompts of a generation that has not begun."""
+    repeats = len(run.prompt.ids) // prompts
+    return run.part(slice(start * repeats, (start + count) * repeats))

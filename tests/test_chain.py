@@ -1,0 +1,117 @@
+"""Every logits processor, alone and with others, against what Hugging Face's made of the same scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import numbers
+from generation_goldens import arrays, cases, parameters_of
+from keras import ops
+
+from tfgptj.generation.chain import CUSTOM, ON_THE_HOST, PREFIX, Context, build_chain, cut_chain, process
+from tfgptj.generation.config import GenerationConfig
+from tfgptj.generation.processors import FORBIDDEN
+
+pytestmark = pytest.mark.core
+BACKEND = keras.backend.backend()
+CASES = {case["name"]: case for case in cases("processors")}
+
+# Hugging Face keeps one of several equal tokens that come last, tfgptj all of them.
+TIES = ("top_p_keeps_more_for_beams", "min_p_keeps_more_for_beams", "many_beams")
+
+
+def tensors(values: Any) -> Any:
+    return tuple(tuple(ops.convert_to_tensor(value) for value in some) for some in values)
+
+
+def context_of(ids: np.ndarray, prompt_length: int, limit: int, eos: tuple[int, ...], padding: int = 0) -> Context:
+    """Texts with so many slots of padding before them, and four slots of room after."""
+    rows, length = ids.shape
+    ids = np.pad(ids.astype("int32"), ((0, 0), (padding, 4)), constant_values=3)
+    real = np.zeros(ids.shape, bool)
+    real[:, padding : padding + length] = True
+    scalars = {"slot": padding + length, "step": length - prompt_length, "limit": limit}
+    return Context(
+        ids=ops.convert_to_tensor(ids),
+        real=ops.convert_to_tensor(real),
+        length=ops.convert_to_tensor(np.full(rows, length, "int32")),
+        eos=ops.convert_to_tensor(np.asarray(eos, "int32")),
+        **{name: ops.convert_to_tensor(value, dtype="int32") for name, value in scalars.items()},
+    )
+
+
+def on_the_host(name: str, functions: dict[str, Any], ids: np.ndarray, scores: np.ndarray, beams: int) -> np.ndarray:
+    if name == CUSTOM:
+        return functions[CUSTOM](ids, scores).astype("float32")
+    result = np.full_like(scores, FORBIDDEN)
+    for row, text in enumerate(ids):
+        allowed = functions[PREFIX](row // beams, text)
+        result[row, allowed] = scores[row, allowed]
+    return result
+
+
+def processed(case: dict[str, Any], compiled: bool = False, padding: int = 0) -> np.ndarray:
+    parameters, values = parameters_of(case), arrays("processors")
+    functions = {name: parameters.pop(name) for name in ON_THE_HOST if name in parameters}
+    config, prompt_length = GenerationConfig(**parameters), case["prompt_length"]
+    ids, scores = (values[f"{case['name']}/{name}"] for name in ("input_ids", "scores"))
+    limit = 100 if config.max_length is None else config.max_length - prompt_length
+    context = context_of(ids, prompt_length, limit, config.eos_token_ids, padding)
+    scores = np.where(np.isneginf(scores), np.float32(FORBIDDEN), scores)
+    for names, static in cut_chain(*build_chain(config, tuple(functions))):
+        if names[0][0] in ON_THE_HOST:
+            scores = on_the_host(names[0][0], functions, ids, scores, config.num_beams)
+        else:
+            scores = numbers(run(names, tensors(static), ops.convert_to_tensor(scores), context, compiled))
+    return scores
+
+
+def run(names: Any, static: Any, scores: Any, context: Context, compiled: bool) -> Any:
+    def function(scores: Any, context: Context, static: Any) -> Any:
+        return process(names, static, scores, context)
+
+    if compiled and BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        function = tf.function(function, jit_compile=True, autograph=False)
+    elif compiled and BACKEND == "jax":
+        import jax
+
+        function = jax.jit(function)
+    return function(scores, context, static)
+
+
+def check(case: dict[str, Any], **options: Any) -> None:
+    result = processed(case, **options)
+    expected = arrays("processors")[f"{case['name']}/expected"]
+    allowed = expected > -1e30
+    if case["name"] in TIES:  # row 1 has whole numbers
+        lowest = expected[1][allowed[1]].min()
+        tied = np.isclose(result[1], lowest) & ~allowed[1]
+        assert tied.any()
+        result[1, tied] = FORBIDDEN
+    np.testing.assert_array_equal(result > FORBIDDEN / 2, allowed)
+    np.testing.assert_allclose(result[allowed], expected[allowed], rtol=2e-6, atol=2e-6)
+
+
+def test_there_is_a_case_for_every_processor() -> None:
+    assert len(CASES) == 72
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scores_are_hugging_face_s(name: str) -> None:
+    check(CASES[name])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "prompt_length" not in CASES[name]["parameters"]])
+def test_padding_is_no_text(name: str) -> None:
+    check(CASES[name], padding=3)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch runs the same functions eagerly")
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_scores_are_the_same(name: str) -> None:
+    check(CASES[name], compiled=True)

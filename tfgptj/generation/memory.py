@@ -1,0 +1,76 @@
+"""How much memory a generation needs, and how much there is: asked before anything is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfgptj.config import GPTJConfig
+from tfgptj.errors import ResourceLimitError
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def needed_memory(config: GPTJConfig, rows: int, prompt: int, room: int, itemsize: int) -> int:
+    """Bytes that a generation takes beside the weights.
+
+    The keys and values of all slots, twice, as a step that copies them has both; and the attention scores of the
+    prompt in one layer, twice, before and after the softmax.
+
+    Args:
+        config: of the model.
+        rows: sequences at once (B).
+        prompt: slots of the prompt (P).
+        room: slots of the new tokens.
+        itemsize: bytes of a number in the cache.
+
+    >>> needed_memory(GPTJConfig(), rows=1, prompt=1024, room=1024, itemsize=2) // 2**20
+    1920
+    """
+    cache = 2 * config.n_layer * rows * (prompt + room) * config.n_embd * itemsize
+    return 2 * cache + 2 * 4 * rows * config.n_head * prompt**2
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take, or None where the system does not say."""
+    found = [_of_the_machine(), _of_the_group()]
+    return min((amount for amount in found if amount is not None), default=None)
+
+
+def check_memory(needed: int, available: int | None, rows: int, slots: int) -> None:
+    """Raise if more memory is needed than there is.
+
+    Args:
+        needed: bytes.
+        available: bytes, or None for no limit.
+        rows, slots: of the generation, for the message.
+
+    Raises:
+        ResourceLimitError: with the numbers.
+    """
+    if available is not None and needed > available:
+        raise ResourceLimitError(
+            f"{rows} sequences of {slots} tokens need about {needed / 2**30:,.1f} GiB for keys, values and attention, "
+            f"and {available / 2**30:,.1f} GiB are free: take fewer sequences at once, a shorter prompt or a lower "
+            "max_new_tokens, or load the model with dtype='bfloat16'"
+        )
+
+
+def _of_the_machine() -> int | None:
+    if not MEMINFO.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines() if ":" in line)
+    value = fields.get("MemAvailable", "").split()
+    return int(value[0]) * 1024 if value else None
+
+
+def _of_the_group() -> int | None:
+    """What the limit of a container leaves; files that are only cached can make room."""
+    names = ("memory.max", "memory.current", "memory.stat")
+    if not all((CGROUP / name).is_file() for name in names):
+        return None
+    limit, used, stat = ((CGROUP / name).read_text(encoding="ascii").strip() for name in names)
+    if not limit.isdigit():
+        return None
+    cached = dict(line.split() for line in stat.splitlines()).get("inactive_file", "0")
+    return int(limit) - int(used) + int(cached)

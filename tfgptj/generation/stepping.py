@@ -1,0 +1,118 @@
+"""Generation one step at a time, with the scores, hidden states and attentions of each on the host.
+
+It is for what the compiled loop cannot do: call the caller's functions, and return more than tokens. Each step is a few
+compiled programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from tfgptj.generation import loop
+from tfgptj.generation.chain import ON_THE_HOST, Names, Numbers, cut_chain, process
+from tfgptj.generation.functions import Functions
+from tfgptj.generation.results import Records
+from tfgptj.heads import TFGPTJForCausalLM
+
+
+def begin(
+    model: TFGPTJForCausalLM, static: tuple[loop.Plan, bool], ids: Any, real: Any, controls: loop.Controls
+) -> tuple[Any, loop.State, tuple[Any, ...]]:
+    """Logits after the prompt, the state, and all hidden states and attentions if the static argument says so."""
+    plan, recording = static
+    record: list[Any] | None = [] if recording else None
+    logits, state = loop.start(model, plan, ids, real, controls, record)
+    return logits, state, tuple(record or ())
+
+
+def proceed(model: TFGPTJForCausalLM, recording: bool, state: loop.State) -> tuple[Any, loop.State, tuple[Any, ...]]:
+    """The same after the newest token."""
+    record: list[Any] | None = [] if recording else None
+    logits, state = loop.forward(model, state, record)
+    return logits, state, tuple(record or ())
+
+
+def part(
+    model: TFGPTJForCausalLM,
+    static: tuple[loop.Plan, Names],
+    logits: Any,
+    numbers: Numbers,
+    state: loop.State,
+    controls: loop.Controls,
+) -> Any:
+    """Scores [B, V] after a part of the chain."""
+    plan, names = static
+    return process(names, numbers, _whole(model, logits), loop.context_of(state, controls, plan.guided))
+
+
+def pick(
+    model: TFGPTJForCausalLM, plan: loop.Plan, logits: Any, scores: Any, state: loop.State, controls: loop.Controls
+) -> loop.State:
+    """The state after each row's next token was chosen by its scores."""
+    return loop.settle(plan, _whole(model, logits), _whole(model, scores), state, controls)
+
+
+def _whole(model: TFGPTJForCausalLM, logits: Any) -> Any:
+    """Logits whose last dimension is known, which it is not of a program's argument."""
+    return ops.reshape(logits, (-1, model.config.vocab_size))
+
+
+class Stepper:
+    """Makes one step after the other.
+
+    Args:
+        compiled: gives the program for a function of this module, by its name.
+        plan: of the run; its processors may have the caller's functions among them.
+        functions: those.
+        controls: of the run, with the numbers of all processors.
+        records: what to keep of each step.
+        beams: rows for each prompt.
+    """
+
+    def __init__(
+        self,
+        compiled: Callable[[str], Callable[..., Any]],
+        plan: loop.Plan,
+        functions: Functions,
+        controls: loop.Controls,
+        records: Records,
+        beams: int = 1,
+    ) -> None:
+        self.compiled, self.functions, self.records, self.beams = compiled, functions, records, beams
+        self.parts = cut_chain(plan.processors, controls.processors)
+        # What chooses needs none of them, and none of their numbers.
+        kept = tuple(link for link in plan.processors if link[0] in ("guidance", "remove_invalid_values"))
+        self.plan = plan._replace(processors=kept)
+        self.controls = controls._replace(processors=())
+
+    def step(self, state: loop.State | None, ids: Any = None, real: Any = None) -> loop.State:
+        """One more token for each row: the first after the prompt `ids`, later ones after a state."""
+        recording = self.records.recording
+        if state is None:
+            logits, state, record = self.compiled("begin")((self.plan, recording), ids, real, self.controls)
+        else:
+            logits, state, record = self.compiled("proceed")(recording, state)
+        scores = self._scores(logits, state)
+        self.records.add(logits, scores, record, int(state.slot), int(state.step))
+        return self.compiled("pick")(self.plan, logits, scores, state, self.controls)
+
+    def _scores(self, logits: Any, state: loop.State) -> Any:
+        for names, numbers in self.parts:
+            if names[0][0] in ON_THE_HOST:
+                values = np.asarray(ops.convert_to_numpy(logits))
+                finished = ops.convert_to_numpy(state.finished)
+                values = self.functions.apply(names[0][0], texts_of(state), values, finished, self.beams)
+                logits = ops.convert_to_tensor(values)
+            else:
+                logits = self.compiled("part")((self.plan, names), logits, numbers, state, self.controls)
+        return logits
+
+
+def texts_of(state: loop.State) -> list[np.ndarray]:
+    """The tokens of each row, int32 [n] each, prompt included, padding not."""
+    ids, real = (np.asarray(ops.convert_to_numpy(x))[:, : int(state.slot)] for x in (state.ids, state.real))
+    return [row[mask] for row, mask in zip(ids, real, strict=True)]
