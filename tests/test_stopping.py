@@ -1,4 +1,4 @@
-"""When rows end: stop strings over token boundaries, the caller's criteria, time; and what is shown of a stop string."""
+"""When rows end: stop strings over token boundaries, criteria, time; and that no part of a stop string is shown."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ def model() -> TFGPTJForCausalLM:
 def pieces(tokenizer: GPTJTokenizer, ids: list[int], stops: Any) -> tuple[list[str], int]:
     """The pieces of text, and the number of tokens after which a stop string was found; 0 for none."""
     text = StopText(tokenizer, stops)
-    shown, count = [], 0
-    for token in ids:
+    shown = []
+    for count, token in enumerate(ids, start=1):
         shown.append(text.put([token]))
-        count += 1
         if text.found:
             return [*shown, text.end()], count
     return [*shown, text.end()], 0
