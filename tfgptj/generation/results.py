@@ -95,7 +95,7 @@ class Records:
         """All of it."""
         names = ("scores", "logits", "hidden_states", "attentions")
         kept: dict[str, Any] = {name: getattr(self, name) for name in names}
-        found = {name: tuple(values) for name, values in kept.items() if values is not None}
+        found: dict[str, Any] = {name: tuple(values) for name, values in kept.items() if values is not None}
         return GenerationOutput(sequences, **found)
 
 
