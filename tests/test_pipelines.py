@@ -396,3 +396,17 @@ def test_hidden_states_in_the_outputs_do_no_harm(pipelines: dict[str, Any]) -> N
         model = model_class.from_pretrained(GOLDENS / CHECKPOINTS[task], output_hidden_states=True)
         talkative = pipeline(task, model, pipelines[task].tokenizer)
         assert_alike(talkative(*inputs), pipelines[task](*inputs))
+
+
+def test_functions_reach_generation(generator: Any) -> None:
+    def only(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(scores.shape[1]) == 70, scores, -np.inf)
+
+    options: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, "return_tensors": True}
+    for functions, new in (
+        ({"logits_processor": only}, [70] * 6),
+        ({"prefix_allowed_tokens_fn": lambda row, ids: [70]}, [70] * 6),
+        ({"logits_processor": only, "stopping_criteria": lambda ids, scores: [True] * len(ids)}, [70]),
+    ):
+        results = generator(["The king", "So"], **functions, **options)
+        assert all(result[0]["generated_token_ids"][-len(new) :] == new for result in results)

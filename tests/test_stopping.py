@@ -1,4 +1,4 @@
-"""When rows end: stop strings over token boundaries, the caller's criteria, time; and what is shown of a stop string."""
+"""When rows end: stop strings over token boundaries, criteria, time; and that no part of a stop string is shown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tfgptj import GPTJTokenizer, TFGPTJForCausalLM, pipeline
 from tfgptj.errors import GenerationError
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.stopping import Ends, StopText
+from tfgptj.generation.streaming import TextStreamer
 
 pytestmark = pytest.mark.core
 PACKAGED = GPTJTokenizer.from_pretrained("shakespeare")
@@ -33,10 +34,9 @@ def model() -> TFGPTJForCausalLM:
 def pieces(tokenizer: GPTJTokenizer, ids: list[int], stops: Any) -> tuple[list[str], int]:
     """The pieces of text, and the number of tokens after which a stop string was found; 0 for none."""
     text = StopText(tokenizer, stops)
-    shown, count = [], 0
-    for token in ids:
+    shown = []
+    for count, token in enumerate(ids, start=1):
         shown.append(text.put([token]))
-        count += 1
         if text.found:
             return [*shown, text.end()], count
     return [*shown, text.end()], 0
@@ -120,6 +120,18 @@ def test_streams_and_pipelines_end_before_a_stop_string(model: TFGPTJForCausalLM
     assert tokens == [*SMALL.encode("The king"), *free[:count].tolist()]
 
 
+def test_a_streamer_shows_no_part_of_a_stop_string(
+    model: TFGPTJForCausalLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = SMALL.encode("The king")
+    stop, free, count = stop_of(model, prompt, **SAMPLED)
+    expected = SMALL.decode(free[:count])
+    streamer = TextStreamer(SMALL, skip_special_tokens=True, stop_strings=[stop, "king"])  # one is in the prompt
+    for _ in range(2):
+        model.generate([prompt], streamer=streamer, stop_strings=[stop, "king"], tokenizer=SMALL, **SAMPLED)
+        assert capsys.readouterr().out == "The king" + expected[: expected.index(stop)] + "\n"
+
+
 def test_stop_strings_need_a_tokenizer(model: TFGPTJForCausalLM) -> None:
     with pytest.raises(GenerationError, match="stop_strings need the model's tokenizer: give tokenizer="):
         model.generate([[1]], stop_strings="a")
@@ -175,6 +187,14 @@ def test_an_interrupted_criterion_leaves_the_model_usable(model: TFGPTJForCausal
     with pytest.raises(KeyboardInterrupt):
         model.generate([[5, 6]], max_new_tokens=6, stopping_criteria=interrupt)
     np.testing.assert_array_equal(model.generate([[5, 6]], max_new_tokens=6), expected)
+
+
+def test_a_stream_that_is_dropped_leaves_the_model_usable(model: TFGPTJForCausalLM) -> None:
+    expected = list(model.stream("The king", tokenizer=SMALL, **SAMPLED))
+    started = model.stream("The king", tokenizer=SMALL, **SAMPLED)
+    assert next(started) == expected[0]
+    started.close()
+    assert list(model.stream(SMALL.encode("The king"), tokenizer=SMALL, **SAMPLED)) == expected
 
 
 def test_no_token_is_begun_after_the_time(model: TFGPTJForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,9 @@ class GenerationConfig:
     What is returned:
         return_dict_in_generate, output_scores, output_logits, output_hidden_states, output_attentions: see `generate`.
 
+    How the work is done:
+        prefill_chunk_size: int, taken, and without effect so far: a prompt is read in one piece.
+
     Special tokens:
         bos_token_id: int, what an empty prompt starts with.
         pad_token_id: int, fills finished rows; the first `eos_token_id` when not given.

@@ -26,6 +26,7 @@ class StopText:
     Args:
         tokenizer: the tokenizer that the ids are from.
         stops: the stop strings; there may be none.
+        skip_special_tokens: as in `decode`.
 
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
     >>> text = StopText(tokenizer, ("bd", "cc"))
@@ -33,9 +34,9 @@ class StopText:
     (['a', '', 'b', '', ''], True)
     """
 
-    def __init__(self, tokenizer: GPTJTokenizer, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: GPTJTokenizer, stops: Sequence[str], skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._stream = TextStream(tokenizer, skip_special_tokens=True)
+        self._stream = TextStream(tokenizer, skip_special_tokens)
         special = set(tokenizer.all_special_ids) if stops else set()
         self._ends = {token for token in special if tokenizer.convert_ids_to_tokens(token) in self._stops}
         self._held = ""
@@ -44,8 +45,7 @@ class StopText:
     def put(self, ids: Any) -> str:
         """Take new ids, int [n]; return the text that is sure to come before any stop string."""
         if not self._stops:
-            ids = np.asarray(ids)
-            return self._stream.put(ids[ids < len(self._tokenizer)])
+            return self.show(ids)
         shown = ""
         for token in ids:
             if self.found:
@@ -53,6 +53,11 @@ class StopText:
             if token < len(self._tokenizer):
                 shown += self._cut(self._stream.put([int(token)]), int(token) in self._ends)
         return shown
+
+    def show(self, ids: Any) -> str:
+        """Take ids, int [n] or [1, n], that are the prompt's: stop strings in them do not count."""
+        ids = np.asarray(ids)
+        return self._stream.put(ids[ids < len(self._tokenizer)])
 
     def end(self) -> str:
         """Return what was held back, if no stop string came."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from tfgptj.generation.functions import functions_of, listed
 from tfgptj.generation.generate import Extras, Run
 from tfgptj.generation.stopping import StopText
 from tfgptj.heads import TFGPTJForCausalLM
-from tfgptj.text_stream import TextStream
 from tfgptj.tokenizer import GPTJTokenizer
 
 
@@ -107,6 +106,7 @@ class TextStreamer:
         tokenizer: the model's tokenizer.
         skip_prompt: whether to leave out the prompt.
         skip_special_tokens: whether to leave out special tokens, such as the end-of-text token.
+        stop_strings: str or list of str, as given to `generate`: no part of them is printed.
 
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
     >>> streamer = TextStreamer(tokenizer, skip_special_tokens=True)
@@ -114,10 +114,17 @@ class TextStreamer:
     abc
     """
 
-    def __init__(self, tokenizer: GPTJTokenizer, skip_prompt: bool = False, skip_special_tokens: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: GPTJTokenizer,
+        skip_prompt: bool = False,
+        skip_special_tokens: bool = False,
+        stop_strings: str | Sequence[str] = (),
+    ) -> None:
         self.tokenizer, self.skip_prompt = tokenizer, skip_prompt
-        self._stream = TextStream(tokenizer, skip_special_tokens)
-        self._at_prompt = True
+        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        self._fresh = lambda: StopText(tokenizer, stops, skip_special_tokens)
+        self._text, self._at_prompt = self._fresh(), True
 
     def put(self, value: Any) -> None:
         """Take the prompt, int [1, P], and then each step's token, int [1].
@@ -129,13 +136,16 @@ class TextStreamer:
         at_prompt, self._at_prompt = self._at_prompt, False
         if (ids.ndim > 1 or not at_prompt) and len(ids) > 1:
             raise InputError(f"{type(self).__name__} streams one text, got {len(ids)} rows: generate one at a time")
-        if not (at_prompt and self.skip_prompt):
-            self.on_finalized_text(self._stream.put(ids[ids < len(self.tokenizer)]))  # [P] or [1], whatever the rank
+        if not at_prompt:
+            self.on_finalized_text(self._text.put(ids))
+        elif not self.skip_prompt:
+            self.on_finalized_text(self._text.show(ids))
 
     def end(self) -> None:
         """Give out the rest; the streamer can then take another generation."""
-        self._at_prompt = True
-        self.on_finalized_text(self._stream.end(), stream_end=True)
+        rest = self._text.end()
+        self._text, self._at_prompt = self._fresh(), True
+        self.on_finalized_text(rest, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print a piece of text, and a line end after the last."""
@@ -148,7 +158,7 @@ class TextIteratorStreamer(TextStreamer):
     `generate(streamer=…)` runs in one thread, and a loop over the streamer in another.
 
     Args:
-        tokenizer, skip_prompt, skip_special_tokens: as for :class:`TextStreamer`.
+        tokenizer, skip_prompt, skip_special_tokens, stop_strings: as for :class:`TextStreamer`.
         timeout: seconds to wait for a piece before `queue.Empty` is raised; None waits for ever.
 
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
@@ -164,8 +174,9 @@ class TextIteratorStreamer(TextStreamer):
         skip_prompt: bool = False,
         timeout: float | None = None,
         skip_special_tokens: bool = False,
+        stop_strings: str | Sequence[str] = (),
     ) -> None:
-        super().__init__(tokenizer, skip_prompt, skip_special_tokens)
+        super().__init__(tokenizer, skip_prompt, skip_special_tokens, stop_strings)
         self.timeout = timeout
         self._pieces: queue.Queue[str | None] = queue.Queue()
 

@@ -161,6 +161,7 @@ class TextGenerationPipeline(Pipeline):
     def _run(self, prompts: list[Prompt], settings: dict[str, Any]) -> Run:
         ids, mask = padded([prompt.ids for prompt in prompts], "left")
         parameters = {**settings["parameters"], "max_new_tokens": prompts[0].new_tokens}
+        parameters["return_dict_in_generate"] = False  # a pipeline returns texts
         given, seed, jit = (settings[name] for name in ("generation_config", "seed", "jit_compile"))
         functions = functions_of(settings["logits_processor"], settings["prefix_allowed_tokens_fn"])
         criteria = listed("stopping_criteria", settings["stopping_criteria"])
