@@ -160,7 +160,7 @@ def test_two_threads_may_generate_at_once(model: TFGPTJForCausalLM) -> None:
 
 
 def traces(model: TFGPTJForCausalLM) -> dict[str, int]:
-    return {name: program.traces for (name, _), program in model._generation_programs.items()}
+    return {name: program.traces for (name, *_), program in model._generation_programs.items()}
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="traces are counted on TensorFlow, whose graphs leave the shapes open")
