@@ -13,6 +13,7 @@ from tfgptj.generation.results import GenerationOutput
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
+MODES = ("greedy", "sample")  # beams and contrastive search have tests of their own
 ARGUMENTS = ("prefix_allowed_tokens_fn", "logits_processor")
 
 
