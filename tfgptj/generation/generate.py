@@ -315,7 +315,8 @@ class Run:
             rows = prompts.stacked(rows, prompts.align_right(self.negative))
         width = rows.ids.shape[1]
         padding = ((0, 0), (self._size(width) - width, self._size(self.room)))
-        ids = np.pad(rows.ids, padding, constant_values=self._pad_token())
+        # A model may have no row for the pad token. In front of a prompt any other is masked just as well.
+        ids = np.pad(rows.ids, padding, constant_values=((0, 0), (0, self._pad_token())))
         return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(rows.real, padding))
 
     def _pad_token(self) -> int:
