@@ -33,7 +33,14 @@ class Projection(keras.layers.Dense):
     ['bias', 'lora_kernel_a', 'lora_kernel_b']
     """
 
+    lora_rank: Any  # None without adapters; this and the next are Keras's
+    lora_alpha: Any
     lora_dropout = 0.0
+
+    @property
+    def base_kernel(self) -> Any:
+        """The variable of the kernel, whatever stands beside it."""
+        return self._kernel
 
     @property
     def kernel(self) -> Any:
@@ -152,7 +159,9 @@ class Projection(keras.layers.Dense):
 
     def _check_training(self, training: bool | None) -> None:
         if training and self.lora_rank and not self.lora_enabled:
-            raise InputError(f"{self.path}: its adapters are merged or disabled; unmerge or enable them before training")
+            raise InputError(
+                f"{self.path}: its adapters are merged or disabled; unmerge or enable them before training"
+            )
 
     def _adapt(self, x: Any) -> Any:
         """(alpha / rank) (x A) B in the compute dtype."""

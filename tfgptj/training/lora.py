@@ -21,8 +21,14 @@ from tfgptj.compiled import forget_compiled, forget_programs
 from tfgptj.errors import ConfigError, InputError, InputTypeError
 from tfgptj.projection import Projection
 from tfgptj.training.lora_targets import (
-    Targets, layers_of, matching, path_of, projections_of, trainable_weights, weights_of,
-)  # fmt: skip
+    Targets,
+    layers_of,
+    matching,
+    path_of,
+    projections_of,
+    trainable_weights,
+    weights_of,
+)
 
 Biases = Literal["none", "lora_only", "all"]
 
@@ -154,8 +160,7 @@ def adapt(model: Any, adaptation: Adaptation) -> None:
 def adaptation_of(model: Any) -> Adaptation | None:
     """What is trained beside the frozen model; None for a model without adapters."""
     layers = {
-        path: Settings(layer.lora_rank, layer.lora_alpha, layer.lora_dropout)
-        for path, layer in _adapted(model).items()
+        path: Settings(layer.lora_rank, layer.lora_alpha, layer.lora_dropout) for path, layer in _adapted(model).items()
     }
     return Adaptation(layers, tuple(trainable_weights(model))) if layers else None
 
@@ -271,9 +276,9 @@ def adapters_disabled(model: Any) -> Iterator[None]:
 
 
 def lora_config(model: Any) -> dict[str, Any] | None:
-    """What a model's Keras configuration says of its adapters; merged ones belong to the kernels."""
+    """What a model's Keras configuration says of its adapters; those that are merged or disabled are not saved."""
     adaptation = adaptation_of(model)
-    if adaptation is None or any(layer.merged for layer in _adapted(model).values()):
+    if adaptation is None or not all(layer.lora_enabled for layer in _adapted(model).values()):
         return None
     return {"layers": {path: list(settings) for path, settings in adaptation.layers.items()},
             "weights": list(adaptation.weights)}  # fmt: skip
@@ -319,7 +324,9 @@ def _check_base(
     model: Any, projections: Mapping[str, Projection], weights: Mapping[str, Any], adaptation: Adaptation
 ) -> None:
     if _adapted(model):
-        raise InputError("the model has LoRA adapters already: remove_lora() takes them away, load_adapter replaces them")
+        raise InputError(
+            "the model has LoRA adapters already: remove_lora() takes them away, load_adapter replaces them"
+        )
     for path in adaptation.layers:
         mode = projections[path].quantization_mode
         if mode not in _BASES:
