@@ -102,9 +102,8 @@ def test_the_file_is_small_and_says_what_it_is_for(tmp_path: Path) -> None:
     save_adapter(model, tmp_path / "new" / "place", base_model="EleutherAI/gpt-j-6b", dtype="bfloat16")
     directory = tmp_path / "new" / "place"
     fields = json.loads((directory / CONFIG).read_text())
-    assert {key: fields[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")} == {
-        "r": 2, "lora_alpha": 3, "lora_dropout": 0.25, "target_modules": ["fc_in", "q_proj"], "modules_to_save": ["ln_f"]
-    }  # fmt: skip
+    assert (fields["r"], fields["lora_alpha"], fields["lora_dropout"]) == (2, 3, 0.25)
+    assert (fields["target_modules"], fields["modules_to_save"]) == (["fc_in", "q_proj"], ["ln_f"])
     assert fields["base_model_name_or_path"] == "EleutherAI/gpt-j-6b"
     assert (directory / WEIGHTS).stat().st_size < 2 * model.num_parameters(only_trainable=True) + 4096
     assert sorted(os.listdir(directory)) == [CONFIG, WEIGHTS]
@@ -183,7 +182,7 @@ def rewrite(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
         (lambda t: t.update({A: t[A][:3].copy()}), CheckpointMismatchError, rf"{A}: is \[3, 16\], expected \[4, 16\]"),
         (lambda t: t.update({A: t[A].astype("int32")}), CheckpointMismatchError, rf"{A}: is int32, expected floats"),
         (lambda t: t.update({A: t[A] * np.nan}), CheckpointFormatError, f"{A} holds NaN or infinite values"),
-        (lambda t: t.update({A.replace("h.0", "h.2"): t[A]}), CheckpointMismatchError, "1 tensors are for nothing.*h.2"),
+        (lambda t: t.update({A.replace("h.0", "h.2"): t[A]}), CheckpointMismatchError, "1 tensors are for noth.*h.2"),
         (lambda t: t.update({A.removeprefix("base_model.model."): t[A]}), CheckpointFormatError, "under two names"),
         (lambda t: [t.pop(n) for n in list(t) if "h.1.attn.v" in n], CheckpointMismatchError,
          r"target_modules names transformer\.h\.1\.attn\.v_proj, but the file has no"),

@@ -14,7 +14,7 @@ from keras import ops
 
 from tfgptj import GPTJConfig, TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJForSequenceClassification
 from tfgptj.errors import ConfigError, InputError, InputTypeError
-from tfgptj.training.lora import add_lora, adaptation_of, report
+from tfgptj.training.lora import adaptation_of, add_lora, report
 
 SIZES: dict[str, Any] = {"vocab_size": 48, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "n_positions": 32}
 IDS = np.random.default_rng(0).integers(0, 48, (4, 12)).astype("int32")

@@ -58,7 +58,7 @@ def test_a_model_without_head_has_shorter_paths() -> None:
     [
         (
             ["q_proj", "query"],
-            "targets: 'query' matches no layer; there are q_proj, k_proj, .*, lm_head, with paths such",
+            "targets: 'query' matches no layer; there are q_proj, k_proj, .*, lm_head, with paths",
         ),
         ("proj", r"'proj' matches no layer"),
         (re.compile("q_proj"), "'q_proj' matches no layer; .* a regular expression must match the whole path"),

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 
-from tfgptj.checkpoints.mapping import head_of
+from tfgptj.checkpoints.mapping import HEADS, head_of
 from tfgptj.compiled import forget_compiled, forget_programs
 from tfgptj.errors import ConfigError, InputError, InputTypeError
 from tfgptj.projection import Projection
@@ -277,7 +277,8 @@ def adapters_disabled(model: Any) -> Iterator[None]:
 
 def lora_config(model: Any) -> dict[str, Any] | None:
     """What a model's Keras configuration says of its adapters; those that are merged or disabled are not saved."""
-    adaptation = adaptation_of(model)
+    is_known = any(parent.__name__ in HEADS for parent in type(model).__mro__)
+    adaptation = adaptation_of(model) if is_known else None
     if adaptation is None or not all(layer.lora_enabled for layer in _adapted(model).values()):
         return None
     return {"layers": {path: list(settings) for path, settings in adaptation.layers.items()},
