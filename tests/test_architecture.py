@@ -53,7 +53,7 @@ BACKENDS = {
     "checkpoints.load": "TensorFlow takes an array's memory as it is through DLPack, where keras.ops copies it twice",
     "cli": "--device chooses what TensorFlow sees",
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
-    "generation.generate": "asks TensorFlow whether there is a GPU",
+    "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",

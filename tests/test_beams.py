@@ -12,9 +12,11 @@ from conftest import FIXTURES
 
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
+from tfgptj.generation.beam_run import BeamRun
 from tfgptj.generation.beams import Result
-from tfgptj.generation.generate import CHUNK, Run
 from tfgptj.generation.results import GenerationOutput, compute_transition_scores
+from tfgptj.generation.run import CHUNK
+from tfgptj.generation.strategies import new_run
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
@@ -52,11 +54,11 @@ def prompts_of(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return ids[:1], mask[:1]
 
 
-def run_of(model: TFGPTJForCausalLM, case: dict[str, Any], jit: bool | None = None) -> Run:
-    return Run(model, *prompts_of(case), None, None, jit, case["parameters"])
+def run_of(model: TFGPTJForCausalLM, case: dict[str, Any], jit: bool | None = None) -> BeamRun:
+    return new_run(model, *prompts_of(case), None, None, jit, case["parameters"])
 
 
-def search(run: Run) -> Result:
+def search(run: BeamRun) -> Result:
     for _ in run.chunks(CHUNK):
         pass
     return run.found()
@@ -156,7 +158,7 @@ def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM
 def test_long_searches_cross_chunks(model: TFGPTJForCausalLM) -> None:
     options = {"num_beams": 3, "max_new_tokens": 2 * CHUNK + 3, "eos_token_id": None}
     whole = model.generate([[8, 20]], **options)
-    run = Run(model, [[8, 20]], None, None, None, None, options)
+    run = new_run(model, [[8, 20]], None, None, None, None, options)
     for _ in run.chunks(5):
         pass
     np.testing.assert_array_equal(run.new, whole[:, 2:])
@@ -268,13 +270,13 @@ def test_what_cannot_be_combined_yet_is_refused(
 def test_strongly_shortened_texts_are_found(model: TFGPTJForCausalLM) -> None:
     # Their scores are below -1e9, at which Hugging Face takes texts for missing.
     options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 60, "length_penalty": -5}
-    found = search(Run(model, [[8, 20]], None, None, None, None, {**options, "eos_token_id": None}))
+    found = search(new_run(model, [[8, 20]], None, None, None, None, {**options, "eos_token_id": None}))
     assert found.tokens.shape == (2, 60)
     assert (found.scores < -1e9).all()
 
 
 def test_more_ends_than_tokens(model: TFGPTJForCausalLM) -> None:
-    found = search(Run(model, [[8, 20]], None, None, None, None, {"num_beams": 2, "eos_token_id": list(range(64))}))
+    found = search(new_run(model, [[8, 20]], None, None, None, None, {"num_beams": 2, "eos_token_id": list(range(64))}))
     assert found.tokens.shape == (1, 1)
 
 

@@ -13,8 +13,8 @@ from conftest import Golden
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.generate import Run
 from tfgptj.generation.prompts import bucket
+from tfgptj.generation.strategies import new_run
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
@@ -149,7 +149,7 @@ def test_a_streamer_gets_the_same_tokens(model: TFGPTJForCausalLM) -> None:
 
 def test_long_generations_cross_chunks(model: TFGPTJForCausalLM) -> None:
     whole = model.generate(PROMPT, max_new_tokens=40)
-    pieces = list(Run(model, PROMPT, None, None, None, None, {"max_new_tokens": 40}).chunks(7))
+    pieces = list(new_run(model, PROMPT, None, None, None, None, {"max_new_tokens": 40}).chunks(7))
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole[:, 3:])
 
 

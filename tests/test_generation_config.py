@@ -16,8 +16,8 @@ from tfgptj import limits
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, TFGPTJError
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.generate import resolve_config
 from tfgptj.generation.parameters import ARGUMENTS, DEFAULTS, IGNORED, UNSUPPORTED
+from tfgptj.generation.run import resolve_config
 from tfgptj.heads import TFGPTJForCausalLM
 
 # What Hugging Face's converters wrote for GPT-J, and what its warnings advise people to add.

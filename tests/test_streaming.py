@@ -33,8 +33,9 @@ def generator(model: TFGPTJForCausalLM) -> Any:
 def pieces_of(ids: list[int], eos: tuple[int, ...] = (), stops: tuple[str, ...] = ()) -> list[str]:
     """The pieces of a generation that yields these tokens, one at a time."""
     run: Any = SimpleNamespace(
+        streams=True,
         prompt=SimpleNamespace(ids=np.zeros((1, 1))),
-        config=SimpleNamespace(eos_token_ids=eos, stops=stops, num_beams=1),
+        config=SimpleNamespace(eos_token_ids=eos, stops=stops),
         chunks=lambda size: (np.array([ids[start : start + size]]) for start in range(0, len(ids), size)),
     )
     return list(text_pieces(run, SMALL))

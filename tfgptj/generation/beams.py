@@ -14,7 +14,6 @@ import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
-from tfgptj.errors import GenerationError
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.hypotheses import BEHIND, NOTHING, Found, Rules, Step, extend, of_all, of_group, step_group
@@ -49,16 +48,6 @@ def rules_of(config: GenerationConfig) -> Rules:
     candidates = max(2, 1 + len(config.eos_token_ids)) * (beams // groups)
     keep = config.return_dict_in_generate and bool(config.output_scores or config.output_logits)
     return Rules(beams, groups, candidates, config.early_stopping, config.samples, keep)
-
-
-def check_streaming(config: GenerationConfig) -> None:
-    """Refuse beams where text is wanted as it comes.
-
-    Raises:
-        GenerationError: if the configuration asks for beams.
-    """
-    if config.num_beams > 1:
-        raise GenerationError(f"num_beams={config.num_beams} cannot be streamed: the best text is known at the end")
 
 
 def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls: Controls) -> State:

@@ -1,57 +1,54 @@
-"""Which module generates as a configuration asks, and what cannot be combined with it."""
+"""Which kind of run generates as a configuration asks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from tfgptj.errors import GenerationError
-from tfgptj.generation import beams, contrastive, loop
+from tfgptj.generation.beam_run import BeamRun
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.functions import Functions
+from tfgptj.generation.contrastive_run import ContrastiveRun
+from tfgptj.generation.run import Extras, Run, resolve_config
+from tfgptj.heads import TFGPTJForCausalLM
 
-STRATEGIES = {
-    **{"greedy": loop, "sample": loop, "contrastive": contrastive},
-    **dict.fromkeys(("beam", "beam_sample", "group_beam"), beams),
+RUNS: dict[str, type[Run]] = {
+    **{"greedy": Run, "sample": Run, "contrastive": ContrastiveRun},
+    **dict.fromkeys(("beam", "beam_sample", "group_beam"), BeamRun),
 }
 
 
-def strategy_of(config: GenerationConfig) -> tuple[ModuleType, Any]:
-    """The module with `prefill` and `decode`, and what the configuration fixes in their graphs.
+def new_run(
+    model: TFGPTJForCausalLM,
+    input_ids: Any,
+    attention_mask: Any = None,
+    generation_config: GenerationConfig | None = None,
+    seed: int | None = None,
+    jit_compile: bool | None = None,
+    parameters: dict[str, Any] | None = None,
+    extras: Extras = Extras(),
+) -> Run:
+    """A generation that is checked and ready to start.
+
+    Args:
+        parameters: keyword arguments of the configuration.
+        extras: what else `generate` was given.
+        model, input_ids, attention_mask, generation_config, seed, jit_compile:
+            see :func:`tfgptj.generation.generate.generate`.
 
     Raises:
-        GenerationError: for a mode that there is not.
+        InputError, GenerationError: for what `generate` cannot do.
     """
-    if config.mode not in STRATEGIES:
+    config = resolve_config(model, generation_config, parameters or {})
+    if config.mode not in RUNS:
         raise GenerationError(f"{config.mode} search is not supported by tfgptj: {config!r}")
-    module = STRATEGIES[config.mode]
-    fixed = {beams: beams.rules_of, contrastive: contrastive.candidates_of}.get(module)
-    return module, None if fixed is None else fixed(config)
+    return RUNS[config.mode](model, input_ids, attention_mask, config, seed, jit_compile, extras)
 
 
-def check_combined(
-    strategy: ModuleType, config: GenerationConfig, functions: Functions, criteria: Sequence[Any]
-) -> None:
-    """Raise for what a search cannot be combined with.
+def check_streaming(run: Run) -> None:
+    """Refuse a search where text is wanted as it comes.
 
     Raises:
-        GenerationError: naming both.
+        GenerationError: if tokens are not final as they come.
     """
-    if strategy is loop:
-        return
-    returned = ["output_hidden_states", "output_attentions"]
-    asked = {
-        "guidance_scale": config.guidance_scale not in (None, 1),
-        "prefix_allowed_tokens_fn": functions.prefix_allowed_tokens is not None,
-        "logits_processor": bool(functions.processors),
-    }
-    if strategy is beams:
-        asked |= {"stop_strings": bool(config.stops), "max_time": config.max_time is not None}
-        asked["stopping_criteria"] = bool(criteria)
-    else:
-        returned += ["output_scores", "output_logits"]
-    asked |= {name: bool(config.return_dict_in_generate and getattr(config, name)) for name in returned}
-    for name in (name for name, wanted in asked.items() if wanted):
-        search = "num_beams > 1" if strategy is beams else "contrastive search (penalty_alpha)"
-        raise GenerationError(f"{name} cannot be combined with {search} yet")
+    if not run.streams:
+        raise GenerationError(f"num_beams={run.config.num_beams} cannot be streamed: the best text is known at the end")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from tfgptj.errors import GenerationError, InputError
-from tfgptj.generation.beams import check_streaming
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import functions_of, listed
-from tfgptj.generation.generate import Extras, Run
+from tfgptj.generation.run import Extras, Run
 from tfgptj.generation.stopping import StopText
+from tfgptj.generation.strategies import check_streaming, new_run
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.tokenizer import GPTJTokenizer
 
@@ -56,7 +56,7 @@ def stream_text(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     functions = functions_of(logits_processor, prefix_allowed_tokens_fn)
     extras = Extras(functions, listed("stopping_criteria", stopping_criteria), tokenizer=tokenizer)
-    run = Run(model, [ids] if ids else None, None, generation_config, seed, jit_compile, parameters, extras)
+    run = new_run(model, [ids] if ids else None, None, generation_config, seed, jit_compile, parameters, extras)
     return text_pieces(run, tokenizer)
 
 
@@ -66,7 +66,7 @@ def text_pieces(run: Run, tokenizer: GPTJTokenizer) -> Iterator[str]:
     Raises:
         GenerationError: if the generation has more than one row.
     """
-    check_streaming(run.config)
+    check_streaming(run)
     rows = len(run.prompt.ids)
     if rows != 1:
         raise GenerationError(f"only one text can be streamed, not {rows}: leave num_return_sequences at 1")

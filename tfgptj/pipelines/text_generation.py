@@ -13,8 +13,9 @@ from tfgptj import batching
 from tfgptj.errors import GenerationError, InputError
 from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from tfgptj.generation.functions import functions_of, listed
-from tfgptj.generation.generate import CHUNK, Extras, Run, resolve_config
 from tfgptj.generation.parameters import IGNORED, PARAMETERS, UNSUPPORTED
+from tfgptj.generation.run import CHUNK, Extras, Run, resolve_config
+from tfgptj.generation.strategies import new_run
 from tfgptj.generation.streaming import text_of, text_pieces
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines.base import PACKAGED_MODEL, Pipeline, padded
@@ -166,7 +167,7 @@ class TextGenerationPipeline(Pipeline):
         functions = functions_of(settings["logits_processor"], settings["prefix_allowed_tokens_fn"])
         criteria = listed("stopping_criteria", settings["stopping_criteria"])
         extras = Extras(functions, criteria, tokenizer=self.tokenizer)
-        return Run(self.model, ids, mask, given, seed, jit, parameters, extras)
+        return new_run(self.model, ids, mask, given, seed, jit, parameters, extras)
 
     def _prompts(self, texts: list[str], settings: dict[str, Any]) -> Iterator[Prompt]:
         config = resolve_config(self.model, settings["generation_config"], settings["parameters"])

@@ -1,0 +1,300 @@
+"""One generation on the host's side: parameters resolved, prompts laid out, tokens produced chunk by chunk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfgptj.errors import GenerationError, NonFiniteLogitsError
+from tfgptj.generation import loop, memory, prompts, stepping
+from tfgptj.generation.chain import build_chain
+from tfgptj.generation.compiling import Compiled
+from tfgptj.generation.config import GenerationConfig
+from tfgptj.generation.functions import Functions
+from tfgptj.generation.prompts import Rows
+from tfgptj.generation.results import GenerationOutput, Records
+from tfgptj.generation.stopping import Criterion, Ends, check_stops
+from tfgptj.heads import TFGPTJForCausalLM
+from tfgptj.tokenizer import GPTJTokenizer
+
+# Tokens per call into the compiled loop: between calls Ctrl-C is heard and the numbers are checked. A call copies the
+# cache once, which at 16 tokens is under one percent of what they cost.
+CHUNK = 16
+
+
+class Extras(NamedTuple):
+    """What a generation may need that is no parameter: see the arguments of :func:`generate`."""
+
+    functions: Functions = Functions()
+    criteria: tuple[Criterion, ...] = ()
+    negative: tuple[Any, Any] = (None, None)
+    tokenizer: GPTJTokenizer | None = None
+
+
+class Run:
+    """One generation that chooses a token for each row and goes on with it, greedily or at random.
+
+    Searches are subclasses: they have compiled functions of their own, and answer what differs for them.
+
+    Args:
+        config: the parameters, complete: see :func:`resolve_config`.
+        extras: see there.
+        model, input_ids, attention_mask, seed, jit_compile: see :func:`tfgptj.generation.generate.generate`.
+    """
+
+    functions: ModuleType = loop  # has `prefill` and `decode`
+    streams = True  # whether tokens are final as they come
+
+    def __init__(
+        self,
+        model: TFGPTJForCausalLM,
+        input_ids: Any,
+        attention_mask: Any,
+        config: GenerationConfig,
+        seed: int | None = None,
+        jit_compile: bool | None = None,
+        extras: Extras = Extras(),
+    ) -> None:
+        self.model, self.config, self.extras = model, config, extras
+        self._check_combined()
+        check_stops(config, extras.tokenizer)
+        prompts.check_seed(seed)
+        names, self.numbers = build_chain(config, extras.functions.names)
+        self.plan = loop.Plan(do_sample=config.samples, processors=names, search=self.search)
+        self.prompt, self.negative = self._rows(input_ids, attention_mask)
+        every = self.prompt if self.negative is None else prompts.stacked(self.prompt, self.negative)
+        self.room = prompts.room_after(every, model.config.n_positions, config)
+        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
+        rows, size = len(self.prompt.ids), self.room * self.draws
+        self.uniforms = (
+            prompts.random_rows(seed, rows, size) if self.plan.do_sample else np.zeros((rows, size), "float32")
+        )
+
+    @property
+    def search(self) -> Any:
+        """What a search fixes in its graph: `Plan.search`."""
+        return None
+
+    @property
+    def weight(self) -> float | None:
+        """The number of a search: `Controls.search`."""
+        return None
+
+    @property
+    def draws(self) -> int:
+        """Random numbers for each row and step."""
+        return 1
+
+    @property
+    def repeats(self) -> int:
+        """Rows for each prompt."""
+        return self.config.num_return_sequences
+
+    def _slots(self, prompt: int, room: int) -> int:
+        """Slots in the cache of a row, after its prompt, for so many new tokens."""
+        return room
+
+    def _check_combined(self) -> None:
+        """Raise for what a search cannot be combined with."""
+
+    def part(self, rows: slice) -> Run:
+        """Some rows of a generation that has not begun, as a generation of their own.
+
+        Each row keeps the random numbers that it has among all, so that texts do not depend on the batch size.
+        """
+        part = copy.copy(self)
+        part.prompt, part.uniforms = self.prompt.of(rows), self.uniforms[rows]
+        part.negative = None if self.negative is None else self.negative.of(rows)
+        return part
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """Produce the new tokens, int32 [B, <= size] at a time, until all rows are finished or full.
+
+        Raises:
+            ResourceLimitError: when there is not enough memory.
+        """
+        self._check_memory()
+        rows, width = self.prompt.ids.shape
+        self.state: loop.State | None = None
+        self.new = np.zeros((rows, 0), "int32")  # the new tokens so far
+        self.ends = Ends(self.config, rows, self.extras.tokenizer, self.extras.criteria)
+        self.records = Records(self.config, rows * self.config.num_beams, width)
+        self.stepper = self._new_stepper() if self.records.wanted or self.extras.functions.names else None
+        return self._chunks(1 if self.records.wanted or self.stepper or self.ends.step_by_step else size)
+
+    def _new_stepper(self) -> stepping.Stepper | None:
+        """What makes a step at a time, where the compiled loop does not do."""
+        functions = self.extras.functions
+        return stepping.Stepper(self._compiled, self.plan, functions, self._controls(), self.records)
+
+    def result(self) -> np.ndarray | GenerationOutput:
+        """What `generate` returns, once all chunks are there."""
+        sequences = self._sequences()
+        if not self.config.return_dict_in_generate:
+            return sequences
+        return self.records.output(sequences)
+
+    def tokens(self, row: int) -> np.ndarray:
+        """The new tokens of a row, int32 [n], the last of which may be an end-of-text token."""
+        length = int(self.ends.lengths[row])
+        return self.new[row] if length < 0 else self.new[row, :length]
+
+    def _chunks(self, size: int) -> Iterator[np.ndarray]:
+        controls = self._controls()
+        done = 0
+        while done < self.room and not self.ends.all_ended:
+            self._advance(min(done + size, self.room), controls)
+            self._take(done)
+            yield self.new[:, done:]
+            if self.ends.out_of_time:
+                break
+            assert self.state is not None  # _advance made it
+            done = int(self.state.step)
+
+    def _advance(self, limit: int, controls: loop.Controls) -> None:
+        """Run the model until the rows have `limit` new tokens, or have all ended."""
+        first = self._laid_out() if self.state is None else ()
+        if self.stepper is not None:
+            self.state = self.stepper.step(self.state, *first)
+        else:
+            if self.state is None:
+                self.state = self._compiled("prefill")(self.plan, *first, controls)
+            if int(self.state.step) < limit:
+                bound = ops.convert_to_tensor(limit, dtype="int32")
+                self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
+        self._check(self.state)
+
+    def _take(self, done: int) -> None:
+        """Bring the tokens after `done` to the host, and see which rows they end."""
+        assert self.state is not None  # _advance made it
+        stop = int(self.state.slot)
+        fresh = to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop]
+        self.ends.look(fresh, done)
+        self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
+        scores = self.records.scores
+        self.ends.ask(self._sequences(), None if scores is None else tuple(scores), self.new.shape[1])
+        if self.ends.beyond_the_loop:
+            self.state = self.state._replace(finished=ops.convert_to_tensor(self.ends.lengths >= 0))
+
+    def _sequences(self) -> np.ndarray:
+        returned = len(self.new) // len(self.prompt.ids)  # by beams; other rows are there from the beginning
+        return np.concatenate([np.repeat(self.prompt.ids, returned, axis=0), self.new], axis=1)
+
+    def _check(self, state: loop.State) -> None:
+        step = int(state.step)
+        if not bool(state.finite):
+            raise NonFiniteLogitsError(
+                f"the model produced NaN or infinite logits within {step} new tokens: "
+                "check its weights (tfgptj validate) and its dtype (float16 overflows where bfloat16 does not)"
+            )
+        if not bool(state.possible):
+            raise NonFiniteLogitsError(
+                f"within {step} new tokens every token of the vocabulary was forbidden: loosen the parameters that "
+                f"forbid tokens: {self.config!r}"
+            )
+
+    def _check_memory(self) -> None:
+        if _on_accelerator():
+            return  # how much of its memory is free is not known
+        rows = len(self.prompt.ids) * (1 + self.plan.guided)
+        prompt, room = self._size(self.prompt.longest), self._size(self.room)
+        itemsize = 4 if self.model.compute_dtype == "float32" else 2
+        room = self._slots(prompt, room)
+        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize)
+        memory.check_memory(needed, memory.available_memory(), rows, prompt + room)
+
+    def _compiled(self, name: str) -> Compiled:
+        programs = self.model.__dict__.setdefault("_generation_programs", {})
+        key = (name, self.jit_compile, self.functions.__name__)
+        if key not in programs:
+            function = getattr(self.functions, name, None) or getattr(stepping, name)
+            programs[key] = Compiled(self.model, function, self.jit_compile)
+        return programs[key]
+
+    def _rows(self, input_ids: Any, attention_mask: Any) -> tuple[Rows, Rows | None]:
+        """Prompts, so many rows of each as the strategy needs; and negative prompts if there is guidance."""
+        if input_ids is None:
+            if self.config.bos_token_id is None:
+                raise GenerationError("there is neither a prompt nor a bos_token_id to start from: give input_ids")
+            input_ids = np.array([[self.config.bos_token_id]])
+        prompt = prompts.read_rows(self.model.config, input_ids, attention_mask)
+        if self.plan.guided:
+            negative = prompts.negative_rows(self.model.config, *self.extras.negative, prompt)
+            return prompt.repeated(self.repeats), negative.repeated(self.repeats)
+        if any(given is not None for given in self.extras.negative):
+            raise GenerationError("negative_prompt_ids have no effect without a guidance_scale")
+        return prompt.repeated(self.repeats), None
+
+    def _size(self, length: int) -> int:
+        """Slots for so many tokens: rounded up where shapes are fixed in compiled programs."""
+        backend = keras.backend.backend()
+        fixed = backend == "jax" or (backend == "tensorflow" and self.jit_compile)
+        return prompts.bucket(length) if fixed else length
+
+    def _laid_out(self) -> tuple[Any, Any]:
+        """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
+        rows = prompts.align_right(self.prompt)
+        if self.negative is not None:
+            rows = prompts.stacked(rows, prompts.align_right(self.negative))
+        width = rows.ids.shape[1]
+        padding = ((0, 0), (self._size(width) - width, self._size(self.room)))
+        # A model may have no row for the pad token. In front of a prompt any other is masked just as well.
+        ids = np.pad(rows.ids, padding, constant_values=((0, 0), (0, self._pad_token())))
+        return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(rows.real, padding))
+
+    def _pad_token(self) -> int:
+        if self.config.pad_token_id is not None:
+            return self.config.pad_token_id
+        return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
+
+    def _controls(self) -> loop.Controls:
+        uniforms = np.pad(self.uniforms, ((0, 0), (0, (self._size(self.room) - self.room) * self.draws)))
+        weight = self.weight
+        return loop.Controls(
+            processors=tuple(tuple(ops.convert_to_tensor(value) for value in values) for values in self.numbers),
+            eos=ops.convert_to_tensor(np.asarray(self.config.eos_token_ids, "int32")),
+            pad=ops.convert_to_tensor(self._pad_token(), dtype="int32"),
+            limit=ops.convert_to_tensor(self.room, dtype="int32"),
+            uniforms=ops.convert_to_tensor(uniforms, dtype="float32"),
+            search=() if weight is None else ops.convert_to_tensor(weight, dtype="float32"),
+        )
+
+
+def resolve_config(
+    model: TFGPTJForCausalLM, generation_config: GenerationConfig | None, parameters: dict[str, Any]
+) -> GenerationConfig:
+    """All sources of parameters merged, the later winning: model config, model's file, given config, keywords.
+
+    Raises:
+        GenerationError: for parameters that are unknown, contradict each other, or name tokens that there are not.
+    """
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        raise GenerationError(f"generation_config must be a GenerationConfig, got {type(generation_config).__name__}")
+    own = getattr(model, "generation_config", None)
+    merged = GenerationConfig.from_model_config(model.config).merged(own, generation_config, parameters)
+    merged.check_together()
+    prompts.check_tokens(merged, model.config.vocab_size)
+    return merged
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor's values on the host."""
+    return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def _on_accelerator() -> bool:
+    return "cpu" not in str(ops.zeros(()).device).lower()
+
+
+def _has_gpu() -> bool:
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))
