@@ -153,6 +153,7 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
     newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
+    newest = ops.minimum(newest, model.config.vocab_size - 1)  # a pad token that fills a finished row may be none of V
     hidden, caches = model.transformer.step(
         newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1, record
     )
