@@ -1,6 +1,6 @@
 """Beam search, beam sampling and diverse beams: several continuations of each prompt at once, compiled as one loop.
 
-The K beams of a prompt are branches of one tree that shares one cache, [B, P + K · M, N, H]: the prompt's P slots, then
+The K beams of a prompt are branches of one tree that shares one cache, [B, N, P + K · M, H]: the prompt's P slots, then
 K slots for each step, one per beam. A mask says which slots belong to a beam's text. Beams that change places take
 their masks along, while keys and values stay where they were written: none is ever copied, and the prompt is read and
 stored once for all its beams. To the model, the beams of a prompt are K queries of one row.
@@ -17,7 +17,7 @@ from tfgptj.attention import Cache
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.hypotheses import BEHIND, NOTHING, Found, Rules, Step, extend, of_all, of_group, step_group
-from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt
+from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt, with_room
 from tfgptj.generation.tokens import FORBIDDEN
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -65,11 +65,8 @@ def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls:
     def of_beams(table: Any) -> Any:
         return ops.repeat(table, rules.beams, axis=0)
 
-    def grown(cache: Any) -> Any:  # [B, P + K · M, N, H]
-        more = (batch, (rules.beams - 1) * room, model.config.n_head, model.config.head_dim)
-        return ops.concatenate([cache, ops.zeros(more, dtype=cache.dtype)], axis=1)
-
-    no_tokens = ops.zeros((batch, (rules.beams - 1) * room), dtype="bool")
+    more = (rules.beams - 1) * room  # slots
+    no_tokens = ops.zeros((batch, more), dtype="bool")
     # Each group starts with one beam: equal ones would stay equal.
     is_first = ops.arange(rows, dtype="int32") % rules.size == 0
     no_parents = ops.zeros((rows, room), dtype="int32") - 1
@@ -84,7 +81,7 @@ def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls:
         step_logits=kept,
     )
     state = state._replace(
-        caches=tuple((grown(key), grown(value)) for key, value in state.caches),
+        caches=tuple((with_room(key, more), with_room(value, more)) for key, value in state.caches),
         ids=of_beams(ids),
         real=of_beams(real),
         length=of_beams(state.length),

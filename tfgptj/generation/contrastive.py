@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from tfgptj.attention import write_slots
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, write
+from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, with_room, write
 from tfgptj.generation.processors import any_left
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -44,17 +45,15 @@ def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls:
     hidden, state = read(model, ids, real, room)
     batch = ops.shape(ids)[0]
 
-    def grown(table: Any, slots: Any) -> Any:
-        more = ops.zeros((batch, slots, *table.shape[2:]), dtype=table.dtype)
-        return ops.concatenate([table, more], axis=1)
-
+    directions = _directions(hidden)
+    no_tokens = ops.zeros((batch, room, model.config.n_embd), dtype=directions.dtype)
     count = min(plan.search, model.config.vocab_size)
     return advance(
         model,
         plan,
         state._replace(
-            caches=tuple((grown(key, count - 1), grown(value, count - 1)) for key, value in state.caches),
-            search=Ahead(next_logits(model, hidden), grown(_directions(hidden), room)),
+            caches=tuple((with_room(key, count - 1), with_room(value, count - 1)) for key, value in state.caches),
+            search=Ahead(next_logits(model, hidden), ops.concatenate([directions, no_tokens], axis=1)),
         ),
         controls,
     )
@@ -94,13 +93,13 @@ def advance(model: TFGPTJForCausalLM, plan: Plan, state: State, controls: Contro
     chosen = ops.argmax((1 - controls.search) * shares - controls.search * likeness, axis=-1)
     is_chosen = ops.arange(count, dtype="int32") == ops.cast(chosen, "int32")[:, None]  # [B, k]
 
-    def of_chosen(table: Any) -> Any:  # [B, k, …] → [B, 1, …]
-        mask = ops.reshape(is_chosen, (-1, count, *(1,) * (len(table.shape) - 2)))
-        return ops.sum(ops.where(mask, table, ops.zeros_like(table)), axis=1, keepdims=True)
+    def of_chosen(table: Any, axis: int = 1) -> Any:  # [B, k, …] → [B, 1, …]
+        mask = ops.reshape(is_chosen, [{0: -1, axis: count}.get(each, 1) for each in range(len(table.shape))])
+        return ops.sum(ops.where(mask, table, ops.zeros_like(table)), axis=axis, keepdims=True)
 
     def settled(cache: Any) -> Any:
         places = state.slot + ops.arange(count, dtype="int32")
-        return ops.slice_update(cache, (0, state.slot, 0, 0), of_chosen(ops.take(cache, places, axis=1)))
+        return write_slots(cache, state.slot, of_chosen(ops.take(cache, places, axis=2), axis=2))
 
     ahead = Ahead(
         logits=next_logits(model, of_chosen(hidden)),
