@@ -19,7 +19,18 @@ from keras import ops
 from tfgptj.attention import Cache
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.hypotheses import BEHIND, NOTHING, Found, Rules, Step, candidates, extend, of_all, of_group, settle
+from tfgptj.generation.hypotheses import (
+    BEHIND,
+    NOTHING,
+    Found,
+    Rules,
+    Step,
+    candidates,
+    extend,
+    of_all,
+    of_group,
+    settle,
+)
 from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt
 from tfgptj.generation.tokens import FORBIDDEN, Context
 from tfgptj.heads import TFGPTJForCausalLM
