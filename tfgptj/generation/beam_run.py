@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from tfgptj.generation import beam_stepping, beams, stepping
+from tfgptj.generation import beam_stepping, beams, memory, stepping
 from tfgptj.generation.hypotheses import Rules
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.generation.run import Run
@@ -49,8 +49,13 @@ class BeamRun(Run):
         assert self.state is not None  # chunks() ran
         return beams.result_of(self.config, *(to_numpy(table) for table in self.state.search.found))
 
-    def _slots(self, prompt: int, room: int) -> int:
-        return room * self.config.num_beams  # they share the prompt
+    def _slots(self, room: int) -> int:
+        return room * self.search.beams  # they share the prompt
+
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        rules = self.search
+        kept = 1 + rules.candidates // rules.size
+        return memory.beam_memory(self.model.config, rows, rules.beams, prompt, room, kept)
 
     def _new_ends(self) -> BranchEnds:
         return BranchEnds(self.prompt.ids, self.config, self.extras.tokenizer, self.extras.criteria)

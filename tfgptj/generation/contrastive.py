@@ -28,9 +28,9 @@ class Ahead(NamedTuple):
     directions: Any  # float32 [B, S, D], last hidden states at length 1
 
 
-def candidates_of(config: GenerationConfig) -> int:
+def candidates_of(config: GenerationConfig, vocab_size: int) -> int:
     """How many candidates a configuration compares in each step."""
-    return int(config.top_k)
+    return min(int(config.top_k), vocab_size)
 
 
 def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls: Controls) -> State:
@@ -50,14 +50,13 @@ def start(
     """The state before any new token."""
     rows, room = ops.shape(controls.uniforms)[:2]
     hidden, state = read(model, ids, real, room, record)
-    count = min(plan.search, model.config.vocab_size)
 
     def grown(table: Any, slots: Any) -> Any:
         more = ops.zeros((ops.shape(table)[0], slots, *table.shape[2:]), dtype=table.dtype)
         return ops.concatenate([table, more], axis=1)
 
     return state._replace(
-        caches=tuple((grown(key, count - 1), grown(value, count - 1)) for key, value in state.caches),
+        caches=tuple((grown(key, plan.search - 1), grown(value, plan.search - 1)) for key, value in state.caches),
         finished=state.finished[:rows],
         search=Ahead(next_logits(model, hidden), grown(_directions(hidden[:rows]), room)),
     )
@@ -96,7 +95,7 @@ def settle(
     if not plan.tolerant:
         finite = ops.logical_and(finite, ops.all(ops.isfinite(state.search.logits)))
     served = ops.logical_or(any_left(scores), state.finished)
-    count = min(plan.search, model.config.vocab_size)
+    count = plan.search
     shares, tokens = ops.top_k(ops.softmax(scores, axis=-1), count)  # [B, k]
     tokens = ops.cast(tokens, "int32")
     hidden, caches = _try(model, ops.tile(tokens, (1 + plan.guided, 1)), state, record)  # [B, k, D]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfgptj.generation import contrastive, contrastive_stepping, stepping
+from tfgptj.generation import contrastive, contrastive_stepping, memory, stepping
 from tfgptj.generation.run import Run
 
 
@@ -14,11 +14,17 @@ class ContrastiveRun(Run):
 
     @property
     def search(self) -> int:
-        return contrastive.candidates_of(self.config)
+        return contrastive.candidates_of(self.config, self.model.config.vocab_size)
 
     @property
     def weight(self) -> float:
         return float(self.config.penalty_alpha)
+
+    def _slots(self, room: int) -> int:
+        return room + self.search - 1
+
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        return memory.contrastive_memory(self.model.config, rows, self.search, prompt + self._slots(room))
 
     def _new_stepper(self) -> stepping.Stepper:
         return contrastive_stepping.ContrastiveStepper(*self._of_steps())

@@ -97,9 +97,13 @@ class Run:
         """Rows for each prompt."""
         return self.config.num_return_sequences
 
-    def _slots(self, prompt: int, room: int) -> int:
+    def _slots(self, room: int) -> int:
         """Slots in the cache of a row, after its prompt, for so many new tokens."""
         return room
+
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        """Bytes that are needed beside keys, values and attention, of so many rows."""
+        return 0
 
     def part(self, rows: slice) -> Run:
         """Some rows of a generation that has not begun, as a generation of their own.
@@ -215,9 +219,10 @@ class Run:
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
         prompt, room = self._size(self.prompt.longest), self._size(self.room)
         itemsize = 4 if self.model.compute_dtype == "float32" else 2
-        room = self._slots(prompt, room)
-        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize)
-        memory.check_memory(needed, memory.available_memory(), rows, prompt + room)
+        slots = self._slots(room)
+        needed = memory.needed_memory(self.model.config, rows, prompt, slots, itemsize)
+        needed += self._beside(rows, prompt, room)
+        memory.check_memory(needed, memory.available_memory(), rows, prompt + slots)
 
     def _compiled(self, name: str) -> Compiled:
         programs = self.model.__dict__.setdefault("_generation_programs", {})
