@@ -19,6 +19,7 @@ from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import Functions
 from tfgptj.generation.prompts import Rows
 from tfgptj.generation.results import GenerationOutput, Records
+from tfgptj.generation.stepping import to_numpy
 from tfgptj.generation.stopping import Criterion, Ends, check_stops
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.tokenizer import GPTJTokenizer
@@ -49,6 +50,7 @@ class Run:
     """
 
     functions: ModuleType = loop  # has `prefill` and `decode`
+    steps: ModuleType = stepping  # has what makes one step
     streams = True  # whether tokens are final as they come
 
     def __init__(
@@ -62,7 +64,6 @@ class Run:
         extras: Extras = Extras(),
     ) -> None:
         self.model, self.config, self.extras = model, config, extras
-        self._check_combined()
         check_stops(config, extras.tokenizer)
         prompts.check_seed(seed)
         names, self.numbers = build_chain(config, extras.functions.names)
@@ -96,12 +97,13 @@ class Run:
         """Rows for each prompt."""
         return self.config.num_return_sequences
 
-    def _slots(self, prompt: int, room: int) -> int:
+    def _slots(self, room: int) -> int:
         """Slots in the cache of a row, after its prompt, for so many new tokens."""
         return room
 
-    def _check_combined(self) -> None:
-        """Raise for what a search cannot be combined with."""
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        """Bytes that are needed beside keys, values and attention, of so many rows."""
+        return 0
 
     def part(self, rows: slice) -> Run:
         """Some rows of a generation that has not begun, as a generation of their own.
@@ -123,15 +125,24 @@ class Run:
         rows, width = self.prompt.ids.shape
         self.state: loop.State | None = None
         self.new = np.zeros((rows, 0), "int32")  # the new tokens so far
-        self.ends = Ends(self.config, rows, self.extras.tokenizer, self.extras.criteria)
+        self.ends = self._new_ends()
         self.records = Records(self.config, rows * self.config.num_beams, width)
-        self.stepper = self._new_stepper() if self.records.wanted or self.extras.functions.names else None
-        return self._chunks(1 if self.records.wanted or self.stepper or self.ends.step_by_step else size)
+        self.stepper = self._new_stepper() if self._needs_steps() else None
+        return self._chunks(1 if self.stepper or self.ends.step_by_step else size)
 
-    def _new_stepper(self) -> stepping.Stepper | None:
-        """What makes a step at a time, where the compiled loop does not do."""
-        functions = self.extras.functions
-        return stepping.Stepper(self._compiled, self.plan, functions, self._controls(), self.records)
+    def _new_ends(self) -> Ends:
+        return Ends(self.config, len(self.prompt.ids), self.extras.tokenizer, self.extras.criteria)
+
+    def _needs_steps(self) -> bool:
+        """Whether the compiled loop does not do."""
+        return self.records.wanted or bool(self.extras.functions.names)
+
+    def _new_stepper(self) -> stepping.Stepper:
+        return stepping.Stepper(*self._of_steps())
+
+    def _of_steps(self) -> tuple[Any, ...]:
+        """The arguments of a :class:`tfgptj.generation.stepping.Stepper`."""
+        return self._compiled, self.plan, self.extras.functions, self._controls(), self.records
 
     def result(self) -> np.ndarray | GenerationOutput:
         """What `generate` returns, once all chunks are there."""
@@ -152,10 +163,14 @@ class Run:
             self._advance(min(done + size, self.room), controls)
             self._take(done)
             yield self.new[:, done:]
-            if self.ends.out_of_time:
+            if self._is_cut_off():
                 break
             assert self.state is not None  # _advance made it
             done = int(self.state.step)
+
+    def _is_cut_off(self) -> bool:
+        """Whether time ends what has no end."""
+        return self.ends.out_of_time
 
     def _advance(self, limit: int, controls: loop.Controls) -> None:
         """Run the model until the rows have `limit` new tokens, or have all ended."""
@@ -177,8 +192,7 @@ class Run:
         fresh = to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop]
         self.ends.look(fresh, done)
         self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
-        scores = self.records.scores
-        self.ends.ask(self._sequences(), None if scores is None else tuple(scores), self.new.shape[1])
+        self.ends.ask(self._sequences(), self.records.so_far, self.new.shape[1])
         if self.ends.beyond_the_loop:
             self.state = self.state._replace(finished=ops.convert_to_tensor(self.ends.lengths >= 0))
 
@@ -205,15 +219,16 @@ class Run:
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
         prompt, room = self._size(self.prompt.longest), self._size(self.room)
         itemsize = 4 if self.model.compute_dtype == "float32" else 2
-        room = self._slots(prompt, room)
-        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize)
-        memory.check_memory(needed, memory.available_memory(), rows, prompt + room)
+        slots = self._slots(room)
+        needed = memory.needed_memory(self.model.config, rows, prompt, slots, itemsize)
+        needed += self._beside(rows, prompt, room)
+        memory.check_memory(needed, memory.available_memory(), rows, prompt + slots)
 
     def _compiled(self, name: str) -> Compiled:
         programs = self.model.__dict__.setdefault("_generation_programs", {})
         key = (name, self.jit_compile, self.functions.__name__)
         if key not in programs:
-            function = getattr(self.functions, name, None) or getattr(stepping, name)
+            function = getattr(self.functions if name in ("prefill", "decode") else self.steps, name)
             programs[key] = Compiled(self.model, function, self.jit_compile)
         return programs[key]
 
@@ -281,11 +296,6 @@ def resolve_config(
     merged.check_together()
     prompts.check_tokens(merged, model.config.vocab_size)
     return merged
-
-
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor's values on the host."""
-    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def _on_accelerator() -> bool:
