@@ -104,7 +104,7 @@ class Run:
 
     @property
     def owner(self) -> Any:
-        """What compiled functions are called with, and have the variables of."""
+        """What compiled functions of `functions` are called with, and have the variables of."""
         return self.model
 
     def _slots(self, prompt: int, room: int) -> int:
@@ -229,9 +229,10 @@ class Run:
     def _compiled(self, name: str) -> Compiled:
         programs = self.model.__dict__.setdefault("_generation_programs", {})
         key = (name, self.jit_compile, self.functions.__name__, self.extras.assistant is not None)
-        if key not in programs or programs[key].model != self.owner:
-            function = getattr(self.functions, name, None) or getattr(stepping, name)
-            programs[key] = Compiled(self.owner, function, self.jit_compile)
+        own = getattr(self.functions, name, None)
+        owner = self.model if own is None else self.owner
+        if key not in programs or programs[key].model != owner:
+            programs[key] = Compiled(owner, own or getattr(stepping, name), self.jit_compile)
         return programs[key]
 
     def _rows(self, input_ids: Any, attention_mask: Any) -> tuple[Rows, Rows | None]:

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from tfgptj.attention import Cache
-from tfgptj.config import GPTJConfig
 from tfgptj.generation import loop, tokens
 from tfgptj.generation.chain import ON_THE_HOST, process
 from tfgptj.heads import TFGPTJForCausalLM
@@ -34,11 +33,6 @@ class Pair(NamedTuple):
 
     model: TFGPTJForCausalLM
     draft: TFGPTJForCausalLM | None = None
-
-    @property
-    def config(self) -> GPTJConfig:
-        """Of the model that is drafted for."""
-        return self.model.config
 
     @property
     def variables(self) -> list[Any]:
@@ -180,7 +174,7 @@ def adapted(progress: Progress, accepted: Any, count: Any, drafting: Drafting) -
 
 def newest_of(state: loop.State) -> Any:
     """The row's newest token, int32 scalar."""
-    return ops.squeeze(ops.take(state.ids[:1], ops.expand_dims(state.slot - 1, 0), axis=1), axis=(0, 1))
+    return ops.reshape(ops.take(state.ids[:1], ops.expand_dims(state.slot - 1, 0), axis=1), ())
 
 
 def look_up(context: tokens.Context, ngram: Any, offsets: Any) -> tuple[Any, Any]:
