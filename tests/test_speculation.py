@@ -91,9 +91,7 @@ def test_ids_and_steps_are_hugging_face_s(model: TFGPTJForCausalLM, draft: TFGPT
 def test_everything_else_is_hugging_face_s(model: TFGPTJForCausalLM) -> None:
     wanted = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
     found, name = arrays("strategies"), "lookup_full"
-    output = details(
-        model, found[f"{name}/input_ids"], **parameters_of(CASES[name]), **dict.fromkeys(wanted, True)
-    )
+    output = details(model, found[f"{name}/input_ids"], **parameters_of(CASES[name]), **dict.fromkeys(wanted, True))
     assert output.model_steps == CASES[name]["steps"] < len(output.scores)
     for key in ("scores", "logits"):
         np.testing.assert_allclose(np.stack(getattr(output, key)), found[f"{name}/{key}"], rtol=1e-4, atol=1e-4)
@@ -133,9 +131,7 @@ def same(model: TFGPTJForCausalLM, drafts: dict[str, Any], prompt: list[int], se
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("assisted", [False, True])
-def test_drafts_change_no_token(
-    model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str, assisted: bool
-) -> None:
+def test_drafts_change_no_token(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str, assisted: bool) -> None:
     draft.generation_config = None
     for seed in range(4 if SETTINGS[name].get("do_sample") else 1):
         for index, prompt in enumerate(PROMPTS):
@@ -200,9 +196,9 @@ def test_repeated_text_takes_far_fewer_steps(counter: TFGPTJForCausalLM) -> None
 @pytest.mark.parametrize("assisted", [False, True])
 def test_drafts_beyond_the_last_token_change_nothing(counter: TFGPTJForCausalLM, assisted: bool) -> None:
     drafts = {"assistant_model": counter, "num_assistant_tokens": 9} if assisted else {"prompt_lookup_num_tokens": 9}
-    for options in ({"max_new_tokens": 6}, {"max_length": 47}, {"max_new_tokens": 50, "eos_token_id": 6}):
+    for options in ({"max_new_tokens": 6}, {"max_length": 46}, {"max_new_tokens": 50, "eos_token_id": 6}):
         output = details(counter, [list(range(40))], **options, **drafts)
-        assert output.sequences[0].tolist() == [*range(40), *range(7 if "eos_token_id" in options else 6)][:47]
+        assert output.sequences[0].tolist() == [*range(40), *range(7 if "eos_token_id" in options else 6)]
         assert output.model_steps == 2
 
 
@@ -414,11 +410,11 @@ def test_functions_are_called_as_without_drafts(model: TFGPTJForCausalLM, draft:
         return scores + np.arange(64) % 3
 
     options = {"max_new_tokens": 10, "eos_token_id": None, **DRAWN, "seed": 1}
-    for given in ({"prefix_allowed_tokens_fn": allowed}, {"logits_processor": favour}):
+    for functions in ({"prefix_allowed_tokens_fn": allowed}, {"logits_processor": favour}):
         results = []
         for drafts in ({}, LOOKUP, {"assistant_model": draft}):
             calls.clear()
-            ids = model.generate([TWICE, TWICE[::-1]], **options, **given, **drafts)
+            ids = model.generate([TWICE, TWICE[::-1]], **options, **functions, **drafts)
             results.append((ids.tolist(), sorted(map(str, calls))))
         assert results[0] == results[1] == results[2]
 
@@ -440,7 +436,9 @@ def test_the_call_the_configuration_and_the_assistant(counter: TFGPTJForCausalLM
     assistant.generation_config = GenerationConfig(num_assistant_tokens=3, assistant_confidence_threshold=0.0)
 
     def steps(*config: GenerationConfig, **options: Any) -> int | None:
-        return details(counter, [[1]], None, *config, max_new_tokens=25, assistant_model=assistant, **options).model_steps
+        return details(
+            counter, [[1]], None, *config, max_new_tokens=25, assistant_model=assistant, **options
+        ).model_steps
 
     assert steps() == 1 + 6
     assert steps(GenerationConfig(num_assistant_tokens=5)) == 1 + 4

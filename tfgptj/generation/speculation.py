@@ -216,9 +216,7 @@ def _drafts_of(
     controls = controls._replace(processors=tuple(controls.processors[i] for i in kept))
 
     def suggest(logits: Any, own: loop.State) -> tuple[Any, loop.State]:
-        scores = process(
-            plan.processors, controls.processors, logits, loop.context_of(own, controls, plan.guided)
-        )
+        scores = process(plan.processors, controls.processors, logits, loop.context_of(own, controls, plan.guided))
         own = loop.settle(plan, logits, scores, own, controls)
         share = ops.take(ops.softmax(scores, axis=-1)[0], newest_of(own))
         return share >= drafting.confidence, own

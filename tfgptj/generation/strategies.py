@@ -42,7 +42,9 @@ def new_run(
     """
     assistant = extras.assistant
     config = resolve_config(model, generation_config, settings_of(assistant, generation_config, parameters or {}))
-    return RUNS[mode_with(assistant, config, model)](model, input_ids, attention_mask, config, seed, jit_compile, extras)
+    return RUNS[mode_with(assistant, config, model)](
+        model, input_ids, attention_mask, config, seed, jit_compile, extras
+    )
 
 
 def check_streaming(run: Run) -> None:
