@@ -3,8 +3,8 @@
     python tests/benchmarks/speculation.py [--width 2048] [--layers 8] [--new 96] [--drafts 10] [--rounds 5] [--xla]
 
 The model has random weights and does all of a GPT-J's work; its embedding and head are made such that it writes a text
-that is known beforehand (see tests/successors.py). The prompt is a passage of 96 tokens that all differ, and the text is
-one of these:
+that is known beforehand (see tests/successors.py). The prompt is a passage of 96 tokens that all differ, and the text
+is one of these:
 
 - `copied`: the passage again, as in a quotation;
 - `edited`: the passage with every eighth token exchanged, as when text or code is corrected;
@@ -12,8 +12,8 @@ one of these:
 - `misled`: the tokens of the passage in another order, so that drafts are always made and never right.
 
 For `edited` there is also an assistant, a model of a quarter of the width and half of the layers that knows seven of
-eight tokens. All ways take turns in every round, so that all meet the same neighbours on the machine. Times are those of
-a token after the first.
+eight tokens. All ways take turns in every round, so that all meet the same neighbours on the machine. Times are those
+of a token after the first.
 """
 
 from __future__ import annotations
