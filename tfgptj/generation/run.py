@@ -36,6 +36,7 @@ class Extras(NamedTuple):
     criteria: tuple[Criterion, ...] = ()
     negative: tuple[Any, Any] = (None, None)
     tokenizer: GPTJTokenizer | None = None
+    assistant: Any = None
 
 
 class Run:
@@ -49,7 +50,8 @@ class Run:
         model, input_ids, attention_mask, seed, jit_compile: see :func:`tfgptj.generation.generate.generate`.
     """
 
-    functions: ModuleType = loop  # has `prefill` and `decode`
+    functions: ModuleType = loop  # has the functions that `compiles` names, those of the whole loop
+    compiles: tuple[str, ...] = ("prefill", "decode")
     steps: ModuleType = stepping  # has what makes one step
     streams = True  # whether tokens are final as they come
 
@@ -64,6 +66,7 @@ class Run:
         extras: Extras = Extras(),
     ) -> None:
         self.model, self.config, self.extras = model, config, extras
+        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
         check_stops(config, extras.tokenizer)
         prompts.check_seed(seed)
         names, self.numbers = build_chain(config, extras.functions.names)
@@ -71,7 +74,6 @@ class Run:
         self.prompt, self.negative = self._rows(input_ids, attention_mask)
         every = self.prompt if self.negative is None else prompts.stacked(self.prompt, self.negative)
         self.room = prompts.room_after(every, model.config.n_positions, config)
-        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
         rows, size = len(self.prompt.ids), self.room * self.draws
         self.uniforms = (
             prompts.random_rows(seed, rows, size) if self.plan.do_sample else np.zeros((rows, size), "float32")
@@ -96,6 +98,16 @@ class Run:
     def repeats(self) -> int:
         """Rows for each prompt."""
         return self.config.num_return_sequences
+
+    @property
+    def spare(self) -> int:
+        """Slots after those of the new tokens."""
+        return 0
+
+    @property
+    def owner(self) -> Any:
+        """What compiled functions of `functions` are called with, and have the variables of."""
+        return self.model
 
     def _slots(self, room: int) -> int:
         """Slots in the cache of a row, after its prompt, for so many new tokens."""
@@ -189,12 +201,14 @@ class Run:
         """Bring the tokens after `done` to the host, and see which rows they end."""
         assert self.state is not None  # _advance made it
         stop = int(self.state.slot)
-        fresh = to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop]
+        self._append(to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop], done)
+        if self.ends.beyond_the_loop:
+            self.state = self.state._replace(finished=ops.convert_to_tensor(self.ends.lengths >= 0))
+
+    def _append(self, fresh: np.ndarray, done: int) -> None:
         self.ends.look(fresh, done)
         self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
         self.ends.ask(self._sequences(), self.records.so_far, self.new.shape[1])
-        if self.ends.beyond_the_loop:
-            self.state = self.state._replace(finished=ops.convert_to_tensor(self.ends.lengths >= 0))
 
     def _sequences(self) -> np.ndarray:
         returned = len(self.new) // len(self.prompt.ids)  # by beams; other rows are there from the beginning
@@ -217,19 +231,23 @@ class Run:
         if _on_accelerator():
             return  # how much of its memory is free is not known
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
-        prompt, room = self._size(self.prompt.longest), self._size(self.room)
-        itemsize = 4 if self.model.compute_dtype == "float32" else 2
+        prompt, room = self._size(self.prompt.longest), self._size(self.room + self.spare)
         slots = self._slots(room)
-        needed = memory.needed_memory(self.model.config, rows, prompt, slots, itemsize)
-        needed += self._beside(rows, prompt, room)
+        models = [self.model] if self.extras.assistant is None else [self.model, self.extras.assistant]
+        sizes = {"float32": 4}  # of a number in the cache; 2 in the other dtypes
+        needed = self._beside(rows, prompt, room) + sum(
+            memory.needed_memory(model.config, rows, prompt, slots, sizes.get(model.compute_dtype, 2))
+            for model in models
+        )
         memory.check_memory(needed, memory.available_memory(), rows, prompt + slots)
 
     def _compiled(self, name: str) -> Compiled:
         programs = self.model.__dict__.setdefault("_generation_programs", {})
-        key = (name, self.jit_compile, self.functions.__name__)
-        if key not in programs:
-            function = getattr(self.functions if name in ("prefill", "decode") else self.steps, name)
-            programs[key] = Compiled(self.model, function, self.jit_compile)
+        key = (name, self.jit_compile, self.functions.__name__, self.extras.assistant is not None)
+        own = name in self.compiles
+        owner = self.owner if own else self.model
+        if key not in programs or programs[key].model != owner:
+            programs[key] = Compiled(owner, getattr(self.functions if own else self.steps, name), self.jit_compile)
         return programs[key]
 
     def _rows(self, input_ids: Any, attention_mask: Any) -> tuple[Rows, Rows | None]:
@@ -247,10 +265,14 @@ class Run:
         return prompt.repeated(self.repeats), None
 
     def _size(self, length: int) -> int:
-        """Slots for so many tokens: rounded up where shapes are fixed in compiled programs."""
+        """Slots for so many tokens: rounded up where shapes are fixed."""
+        return prompts.bucket(length) if self.fixed else length
+
+    @property
+    def fixed(self) -> bool:
+        """Whether shapes are fixed in compiled programs."""
         backend = keras.backend.backend()
-        fixed = backend == "jax" or (backend == "tensorflow" and self.jit_compile)
-        return prompts.bucket(length) if fixed else length
+        return backend == "jax" or (backend == "tensorflow" and self.jit_compile)
 
     def _laid_out(self) -> tuple[Any, Any]:
         """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
@@ -258,7 +280,7 @@ class Run:
         if self.negative is not None:
             rows = prompts.stacked(rows, prompts.align_right(self.negative))
         width = rows.ids.shape[1]
-        padding = ((0, 0), (self._size(width) - width, self._size(self.room)))
+        padding = ((0, 0), (self._size(width) - width, self._size(self.room + self.spare)))
         # A model may have no row for the pad token. In front of a prompt any other is masked just as well.
         ids = np.pad(rows.ids, padding, constant_values=((0, 0), (0, self._pad_token())))
         return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(rows.real, padding))
@@ -269,7 +291,8 @@ class Run:
         return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
 
     def _controls(self) -> loop.Controls:
-        uniforms = np.pad(self.uniforms, ((0, 0), (0, (self._size(self.room) - self.room) * self.draws)))
+        spare = (self._size(self.room + self.spare) - self.room) * self.draws
+        uniforms = np.pad(self.uniforms, ((0, 0), (0, spare)))
         weight = self.weight
         return loop.Controls(
             processors=tuple(tuple(ops.convert_to_tensor(value) for value in values) for values in self.numbers),

@@ -89,14 +89,16 @@ class Stepper:
 
     def step(self, state: loop.State | None, ids: Any = None, real: Any = None) -> loop.State:
         """One more token for each row: the first after the prompt `ids`, later ones after a state."""
-        recording = self.records.recording
-        if state is None:
-            logits, state, record = self.compiled("begin")((self.plan, recording), ids, real, self.controls)
-        else:
-            logits, state, record = self.compiled("proceed")(recording, state)
+        logits, state, record = self._begin(ids, real) if state is None else self._proceed(state)
         scores = self._scores(logits, state)
         self.records.add(logits, scores, record, int(state.slot), int(state.step))
         return self.compiled("pick")(self.plan, logits, scores, state, self.controls)
+
+    def _begin(self, ids: Any, real: Any) -> tuple[Any, loop.State, tuple[Any, ...]]:
+        return self.compiled("begin")((self.plan, self.records.recording), ids, real, self.controls)
+
+    def _proceed(self, state: loop.State) -> tuple[Any, loop.State, tuple[Any, ...]]:
+        return self.compiled("proceed")(self.records.recording, state)
 
     def _scores(self, logits: Any, state: loop.State) -> Any:
         for names, numbers in self.parts:
