@@ -60,7 +60,7 @@ def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls:
     """
     rules, batch = plan.search, ops.shape(ids)[0]
     rows, room = batch * rules.beams, ops.shape(controls.uniforms)[1] // rules.draws
-    logits, state = read_prompt(model, ids, real, room)
+    logits, state = read_prompt(model, ids, real, room, past=controls.past)
 
     def of_beams(table: Any) -> Any:
         return ops.repeat(table, rules.beams, axis=0)

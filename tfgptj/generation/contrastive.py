@@ -41,7 +41,7 @@ def prefill(model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls:
         controls: `controls.search` is `penalty_alpha`, a float32 scalar.
     """
     room = ops.shape(controls.uniforms)[1]
-    hidden, state = read(model, ids, real, room)
+    hidden, state = read(model, ids, real, room, past=controls.past)
     batch = ops.shape(ids)[0]
 
     def grown(table: Any, slots: Any) -> Any:

@@ -11,6 +11,7 @@ class ContrastiveRun(Run):
     """A generation by contrastive search: see :mod:`tfgptj.generation.contrastive`."""
 
     functions = contrastive
+    needs_hidden = True
 
     @property
     def search(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from tfgptj.errors import GenerationError
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import functions_of, listed
+from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.generation.run import CHUNK, Extras
 from tfgptj.generation.strategies import check_streaming, new_run
@@ -28,6 +29,7 @@ def generate(
     negative_prompt_ids: Any = None,
     negative_prompt_attention_mask: Any = None,
     assistant_model: Any = None,
+    prefix_cache: PrefixCache | None = None,
     tokenizer: GPTJTokenizer | None = None,
     streamer: Any = None,
     seed: int | None = None,
@@ -53,6 +55,8 @@ def generate(
         negative_prompt_ids, negative_prompt_attention_mask: what `guidance_scale` leads away from, int [B, P2] or
             [1, P2]; without them the last token of each prompt.
         assistant_model: not supported yet.
+        prefix_cache: a :class:`PrefixCache` that earlier calls were given too: what their texts and these prompts have
+            in common at the beginning is not read again.
         tokenizer: the model's, for `stop_strings`.
         streamer: an object with `put(ids)` and `end()`, given the prompt [B, P] and then each step's tokens [B].
         seed: int >= 0; the same seed draws the same tokens, whatever the other rows of the batch are and on every
@@ -82,6 +86,7 @@ def generate(
         criteria=listed("stopping_criteria", stopping_criteria),
         negative=(negative_prompt_ids, negative_prompt_attention_mask),
         tokenizer=tokenizer,
+        prefix_cache=prefix_cache,
     )
     run = new_run(model, input_ids, attention_mask, generation_config, seed, jit_compile, parameters, extras)
     if streamer is None:

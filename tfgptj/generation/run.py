@@ -12,11 +12,12 @@ import numpy as np
 from keras import ops
 
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
-from tfgptj.generation import loop, memory, prompts, stepping
+from tfgptj.generation import caches, loop, memory, prefix_cache, prompts, reading, stepping
 from tfgptj.generation.chain import build_chain
 from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import Functions
+from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.prompts import Rows
 from tfgptj.generation.results import GenerationOutput, Records
 from tfgptj.generation.stopping import Criterion, Ends, check_stops
@@ -35,6 +36,7 @@ class Extras(NamedTuple):
     criteria: tuple[Criterion, ...] = ()
     negative: tuple[Any, Any] = (None, None)
     tokenizer: GPTJTokenizer | None = None
+    prefix_cache: PrefixCache | None = None
 
 
 class Run:
@@ -50,6 +52,7 @@ class Run:
 
     functions: ModuleType = loop  # has `prefill` and `decode`
     streams = True  # whether tokens are final as they come
+    needs_hidden = False  # whether it compares with the hidden states of the whole prompt
 
     def __init__(
         self,
@@ -63,6 +66,8 @@ class Run:
     ) -> None:
         self.model, self.config, self.extras = model, config, extras
         self._check_combined()
+        prefix_cache.check_cache(extras.prefix_cache)
+        reading.check_reading(config, extras.prefix_cache is not None, self.needs_hidden)
         check_stops(config, extras.tokenizer)
         prompts.check_seed(seed)
         names, self.numbers = build_chain(config, extras.functions.names)
@@ -119,6 +124,7 @@ class Run:
         Raises:
             ResourceLimitError: when there is not enough memory.
         """
+        self.mark, self.reading = self._find()
         self._check_memory()
         rows, width = self.prompt.ids.shape
         self.state: loop.State | None = None
@@ -156,19 +162,64 @@ class Run:
                 break
             assert self.state is not None  # _advance made it
             done = int(self.state.step)
+        self._keep()
+
+    def _find(self) -> tuple[bytes, reading.Reading]:
+        """What tells the weights from others, and how the prompt is read."""
+        rows, cache = self._aligned(), self.extras.prefix_cache
+        prompt, columns = self._size(rows.longest), rows.longest
+        mark, entry = b"", None
+        if cache is not None:
+            mark = cache.mark_of(self.model)
+            texts = [ids[real] for ids, real in zip(rows.ids, rows.real, strict=True)]
+            entry, columns = cache.find(self.model, mark, texts)
+        piece = self.config.prefill_chunk_size
+        found = reading.reading_of(columns, prompt, piece, self._size, entry, self.needs_hidden)
+        if cache is not None:
+            cache.last_call = found.reuse(rows.real.sum(axis=1))
+        return mark, found
 
     def _advance(self, limit: int, controls: loop.Controls) -> None:
         """Run the model until the rows have `limit` new tokens, or have all ended."""
-        first = self._laid_out() if self.state is None else ()
-        if self.stepper is not None:
-            self.state = self.stepper.step(self.state, *first)
-        else:
-            if self.state is None:
-                self.state = self._compiled("prefill")(self.plan, *first, controls)
-            if int(self.state.step) < limit:
-                bound = ops.convert_to_tensor(limit, dtype="int32")
-                self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
+        if self.state is None:
+            self.state = self._begin(controls)
+            self._check(self.state)
+            self._keep()
+        elif self.stepper is not None:
+            self.state = self.stepper.step(self.state)
+        if self.stepper is None and int(self.state.step) < limit:
+            bound = ops.convert_to_tensor(limit, dtype="int32")
+            self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
         self._check(self.state)
+
+    def _begin(self, controls: loop.Controls) -> loop.State:
+        """The state after the first new token."""
+        ids, real = self._laid_out()
+        past = reading.read_ahead(self.model, self._compiled, self.reading, ids, real)
+        if self.stepper is not None:
+            return self.stepper.step(None, ids, real, past)
+        plan = self.plan._replace(resumed=bool(past))
+        return self._compiled("prefill")(plan, ids, real, controls._replace(past=past))
+
+    def _keep(self) -> None:
+        """Leave the first row's text, as far as the model has read it, to later calls."""
+        cache, state = self.extras.prefix_cache, self.state
+        if cache is None or state is None:
+            return
+        stop = self._slots_read()
+        ids, real = (to_numpy(table)[0, :stop] for table in (state.ids, state.real))
+        slots = np.flatnonzero(real)[: int(self.prompt.real[0].sum()) + len(self.tokens(0))]
+
+        def copied(count: int) -> Any:
+            index = np.pad(slots[:count], (0, self._size(count) - count), mode="edge").astype("int32")
+            return self._compiled("moved", caches)(None, state.caches, ops.convert_to_tensor(index[None]))
+
+        cache.keep(self.model, self.mark, ids[slots], copied)
+
+    def _slots_read(self) -> int:
+        """The slots that the first row's text may have, of which the model has read it."""
+        assert self.state is not None  # chunks() ran
+        return int(self.state.slot) - 1  # the newest token is read in the next step
 
     def _take(self, done: int) -> None:
         """Bring the tokens after `done` to the host, and see which rows they end."""
@@ -206,14 +257,17 @@ class Run:
         prompt, room = self._size(self.prompt.longest), self._size(self.room)
         itemsize = 4 if self.model.compute_dtype == "float32" else 2
         room = self._slots(prompt, room)
-        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize)
+        queries = None if self.reading.whole else self.reading.width
+        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize, queries)
         memory.check_memory(needed, memory.available_memory(), rows, prompt + room)
 
-    def _compiled(self, name: str) -> Compiled:
+    def _compiled(self, name: str, home: ModuleType | None = None) -> Compiled:
+        """The program for a function, of this search's own module, of `stepping`, or of `home`."""
+        home = home or self.functions
         programs = self.model.__dict__.setdefault("_generation_programs", {})
-        key = (name, self.jit_compile, self.functions.__name__)
+        key = (name, self.jit_compile, home.__name__)
         if key not in programs:
-            function = getattr(self.functions, name, None) or getattr(stepping, name)
+            function = getattr(home, name, None) or getattr(stepping, name)
             programs[key] = Compiled(self.model, function, self.jit_compile)
         return programs[key]
 
@@ -237,11 +291,14 @@ class Run:
         fixed = backend == "jax" or (backend == "tensorflow" and self.jit_compile)
         return prompts.bucket(length) if fixed else length
 
+    def _aligned(self) -> Rows:
+        """Prompts aligned to the right, those that are negative after all others."""
+        rows = prompts.align_right(self.prompt)
+        return rows if self.negative is None else prompts.stacked(rows, prompts.align_right(self.negative))
+
     def _laid_out(self) -> tuple[Any, Any]:
         """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
-        rows = prompts.align_right(self.prompt)
-        if self.negative is not None:
-            rows = prompts.stacked(rows, prompts.align_right(self.negative))
+        rows = self._aligned()
         width = rows.ids.shape[1]
         padding = ((0, 0), (self._size(width) - width, self._size(self.room)))
         # A model may have no row for the pad token. In front of a prompt any other is masked just as well.

@@ -89,11 +89,13 @@ class Stepper:
         self.plan = plan._replace(processors=kept)
         self.controls = controls._replace(processors=())
 
-    def step(self, state: loop.State | None, ids: Any = None, real: Any = None) -> loop.State:
+    def step(self, state: loop.State | None, ids: Any = None, real: Any = None, past: Any = ()) -> loop.State:
         """One more token for each row: the first after the prompt `ids`, later ones after a state."""
         recording = self.records.recording
         if state is None:
-            logits, state, record = self.compiled("begin")((self.plan, recording), ids, real, self.controls)
+            static = (self.plan._replace(resumed=bool(past)), recording)
+            controls = self.controls._replace(past=past)
+            logits, state, record = self.compiled("begin")(static, ids, real, controls)
         else:
             logits, state, record = self.compiled("proceed")(recording, state)
         scores = self._scores(logits, state)
