@@ -12,11 +12,12 @@ import numpy as np
 from keras import ops
 
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
-from tfgptj.generation import loop, memory, prompts, stepping
+from tfgptj.generation import caches, loop, memory, prefix_cache, prompts, reading, stepping
 from tfgptj.generation.chain import build_chain
 from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import Functions
+from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.prompts import Rows
 from tfgptj.generation.results import GenerationOutput, Records
 from tfgptj.generation.stepping import to_numpy
@@ -37,6 +38,7 @@ class Extras(NamedTuple):
     negative: tuple[Any, Any] = (None, None)
     tokenizer: GPTJTokenizer | None = None
     assistant: Any = None
+    prefix_cache: PrefixCache | None = None
 
 
 class Run:
@@ -54,6 +56,7 @@ class Run:
     compiles: tuple[str, ...] = ("prefill", "decode")
     steps: ModuleType = stepping  # has what makes one step
     streams = True  # whether tokens are final as they come
+    needs_hidden = False  # whether it compares with the hidden states of the whole prompt
 
     def __init__(
         self,
@@ -67,6 +70,8 @@ class Run:
     ) -> None:
         self.model, self.config, self.extras = model, config, extras
         self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
+        prefix_cache.check_cache(extras.prefix_cache)
+        reading.check_reading(config, extras.prefix_cache is not None, self.needs_hidden)
         check_stops(config, extras.tokenizer)
         prompts.check_seed(seed)
         names, self.numbers = build_chain(config, extras.functions.names)
@@ -133,6 +138,7 @@ class Run:
         Raises:
             ResourceLimitError: when there is not enough memory.
         """
+        self.mark, self.reading = self._find()
         self._check_memory()
         rows, width = self.prompt.ids.shape
         self.state: loop.State | None = None
@@ -179,6 +185,22 @@ class Run:
                 break
             assert self.state is not None  # _advance made it
             done = int(self.state.step)
+        self._keep()
+
+    def _find(self) -> tuple[bytes, reading.Reading]:
+        """What tells the weights from others, and how the prompt is read."""
+        rows, cache = self._aligned(), self.extras.prefix_cache
+        prompt, columns = self._size(rows.longest), rows.longest
+        mark, entry = b"", None
+        if cache is not None:
+            mark = cache.mark_of(self.model)
+            texts = [ids[real] for ids, real in zip(rows.ids, rows.real, strict=True)]
+            entry, columns = cache.find(self.model, mark, texts)
+        piece = self.config.prefill_chunk_size
+        found = reading.reading_of(columns, prompt, piece, self._size, entry, self.needs_hidden)
+        if cache is not None:
+            cache.last_call = found.reuse(rows.real.sum(axis=1))
+        return mark, found
 
     def _is_cut_off(self) -> bool:
         """Whether time ends what has no end."""
@@ -186,16 +208,45 @@ class Run:
 
     def _advance(self, limit: int, controls: loop.Controls) -> None:
         """Run the model until the rows have `limit` new tokens, or have all ended."""
-        first = self._laid_out() if self.state is None else ()
-        if self.stepper is not None:
-            self.state = self.stepper.step(self.state, *first)
-        else:
-            if self.state is None:
-                self.state = self._compiled("prefill")(self.plan, *first, controls)
-            if int(self.state.step) < limit:
-                bound = ops.convert_to_tensor(limit, dtype="int32")
-                self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
+        if self.state is None:
+            self.state = self._begin(controls)
+            self._check(self.state)
+            self._keep()
+        elif self.stepper is not None:
+            self.state = self.stepper.step(self.state)
+        if self.stepper is None and int(self.state.step) < limit:
+            bound = ops.convert_to_tensor(limit, dtype="int32")
+            self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
         self._check(self.state)
+
+    def _begin(self, controls: loop.Controls) -> loop.State:
+        """The state after the first new token."""
+        ids, real = self._laid_out()
+        past = reading.read_ahead(self.model, self._compiled, self.reading, ids, real)
+        if self.stepper is not None:
+            return self.stepper.step(None, ids, real, past)
+        plan = self.plan._replace(resumed=bool(past))
+        return self._compiled("prefill")(plan, ids, real, controls._replace(past=past))
+
+    def _keep(self) -> None:
+        """Leave the first row's text, as far as the model has read it, to later calls."""
+        cache, state = self.extras.prefix_cache, self.state
+        if cache is None or state is None:
+            return
+        stop = self._slots_read()
+        ids, real = (to_numpy(table)[0, :stop] for table in (state.ids, state.real))
+        slots = np.flatnonzero(real)[: int(self.prompt.real[0].sum()) + len(self.tokens(0))]
+
+        def copied(count: int) -> Any:
+            index = np.pad(slots[:count], (0, self._size(count) - count), mode="edge").astype("int32")
+            return self._compiled("moved", caches)(None, state.caches, ops.convert_to_tensor(index[None]))
+
+        cache.keep(self.model, self.mark, ids[slots], copied)
+
+    def _slots_read(self) -> int:
+        """The slots that the first row's text may have, of which the model has read it."""
+        assert self.state is not None  # chunks() ran
+        return int(self.state.slot) - 1  # the newest token is read in the next step
 
     def _take(self, done: int) -> None:
         """Bring the tokens after `done` to the host, and see which rows they end."""
@@ -233,21 +284,24 @@ class Run:
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
         prompt, room = self._size(self.prompt.longest), self._size(self.room + self.spare)
         slots = self._slots(room)
-        models = [self.model] if self.extras.assistant is None else [self.model, self.extras.assistant]
-        sizes = {"float32": 4}  # of a number in the cache; 2 in the other dtypes
-        needed = self._beside(rows, prompt, room) + sum(
-            memory.needed_memory(model.config, rows, prompt, slots, sizes.get(model.compute_dtype, 2))
-            for model in models
-        )
+        needed = self._beside(rows, prompt, room)
+        # An assistant reads the prompt whole.
+        reads = [(self.model, None if self.reading.whole else self.reading.width), (self.extras.assistant, None)]
+        for model, queries in reads:
+            if model is not None:
+                itemsize = 4 if model.compute_dtype == "float32" else 2
+                needed += memory.needed_memory(model.config, rows, prompt, slots, itemsize, queries)
         memory.check_memory(needed, memory.available_memory(), rows, prompt + slots)
 
-    def _compiled(self, name: str) -> Compiled:
+    def _compiled(self, name: str, home: ModuleType | None = None) -> Compiled:
+        """The program for a function of this search's own modules, or of `home`."""
         programs = self.model.__dict__.setdefault("_generation_programs", {})
-        key = (name, self.jit_compile, self.functions.__name__, self.extras.assistant is not None)
-        own = name in self.compiles
+        key = (name, self.jit_compile, (home or self.functions).__name__, self.extras.assistant is not None)
+        own = home is None and name in self.compiles
         owner = self.owner if own else self.model
         if key not in programs or programs[key].model != owner:
-            programs[key] = Compiled(owner, getattr(self.functions if own else self.steps, name), self.jit_compile)
+            function = getattr(home or (self.functions if own else self.steps), name)
+            programs[key] = Compiled(owner, function, self.jit_compile)
         return programs[key]
 
     def _rows(self, input_ids: Any, attention_mask: Any) -> tuple[Rows, Rows | None]:
@@ -274,11 +328,14 @@ class Run:
         backend = keras.backend.backend()
         return backend == "jax" or (backend == "tensorflow" and self.jit_compile)
 
+    def _aligned(self) -> Rows:
+        """Prompts aligned to the right, those that are negative after all others."""
+        rows = prompts.align_right(self.prompt)
+        return rows if self.negative is None else prompts.stacked(rows, prompts.align_right(self.negative))
+
     def _laid_out(self) -> tuple[Any, Any]:
         """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
-        rows = prompts.align_right(self.prompt)
-        if self.negative is not None:
-            rows = prompts.stacked(rows, prompts.align_right(self.negative))
+        rows = self._aligned()
         width = rows.ids.shape[1]
         padding = ((0, 0), (self._size(width) - width, self._size(self.room + self.spare)))
         # A model may have no row for the pad token. In front of a prompt any other is masked just as well.
