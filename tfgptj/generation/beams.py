@@ -1,6 +1,6 @@
 """Beam search, beam sampling and diverse beams: several continuations of each prompt at once, compiled as one loop.
 
-The K beams of a prompt are branches of one tree that shares one cache, [B, P + K · M, N, H]: the prompt's P slots, then
+The K beams of a prompt are branches of one tree that shares one cache, [B, N, P + K · M, H]: the prompt's P slots, then
 K slots for each step, one per beam. A mask says which slots belong to a beam's text. Beams that change places take
 their masks along, while keys and values stay where they were written: none is ever copied, and the prompt is read and
 stored once for all its beams. To the model, the beams of a prompt are K queries of one row.
@@ -31,7 +31,7 @@ from tfgptj.generation.hypotheses import (
     of_group,
     settle,
 )
-from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt
+from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt, with_room
 from tfgptj.generation.tokens import FORBIDDEN, Context
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -80,27 +80,24 @@ def start(
     rules = plan.search
     rows, room = ops.shape(controls.uniforms)[0] * rules.beams, ops.shape(controls.uniforms)[1] // rules.draws
     logits, state = read_prompt(model, ids, real, room, record)
-    more = (ops.shape(ids)[0], (rules.beams - 1) * room)
+    more = (rules.beams - 1) * room  # slots
+    no_tokens = ops.zeros((ops.shape(ids)[0], more), dtype="bool")
 
     def of_beams(table: Any) -> Any:
         return ops.repeat(table, rules.beams, axis=0)
-
-    def grown(cache: Any) -> Any:  # [B, P + K · M, N, H]
-        heads = (model.config.n_head, model.config.head_dim)
-        return ops.concatenate([cache, ops.zeros((*more, *heads), dtype=cache.dtype)], axis=1)
 
     # Each group starts with one beam: equal ones would stay equal.
     is_first = ops.arange(rows, dtype="int32") % rules.size == 0
     no_parents = ops.zeros((rows, room), dtype="int32") - 1
     no_texts = ops.zeros((rows, room), dtype="int32") + controls.pad
     branches = Branches(
-        visible=of_beams(ops.concatenate([real, ops.zeros(more, dtype="bool")], axis=1)),
+        visible=of_beams(ops.concatenate([real, no_tokens], axis=1)),
         scores=ops.where(is_first, 0.0, BEHIND),
         parents=no_parents,
         found=Found(no_texts, no_parents, ops.zeros((rows,), dtype="float32") + NOTHING),
     )
     state = state._replace(
-        caches=tuple((grown(key), grown(value)) for key, value in state.caches),
+        caches=tuple((with_room(key, more), with_room(value, more)) for key, value in state.caches),
         ids=of_beams(ids),
         real=of_beams(real),
         length=of_beams(state.length),

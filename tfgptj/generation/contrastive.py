@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from tfgptj.attention import write_slots
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, write
+from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, with_room, write
 from tfgptj.generation.processors import any_left
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -51,14 +52,13 @@ def start(
     rows, room = ops.shape(controls.uniforms)[:2]
     hidden, state = read(model, ids, real, room, record)
 
-    def grown(table: Any, slots: Any) -> Any:
-        more = ops.zeros((ops.shape(table)[0], slots, *table.shape[2:]), dtype=table.dtype)
-        return ops.concatenate([table, more], axis=1)
-
+    directions = _directions(hidden[:rows])
+    no_tokens = ops.zeros((rows, room, model.config.n_embd), dtype=directions.dtype)
+    more = plan.search - 1  # slots
     return state._replace(
-        caches=tuple((grown(key, plan.search - 1), grown(value, plan.search - 1)) for key, value in state.caches),
+        caches=tuple((with_room(key, more), with_room(value, more)) for key, value in state.caches),
         finished=state.finished[:rows],
-        search=Ahead(next_logits(model, hidden), grown(_directions(hidden[:rows]), room)),
+        search=Ahead(next_logits(model, hidden), ops.concatenate([directions, no_tokens], axis=1)),
     )
 
 
@@ -111,11 +111,12 @@ def settle(
 
     def settled(cache: Any) -> Any:
         places = state.slot + ops.arange(count, dtype="int32")
-        return ops.slice_update(cache, (0, state.slot, 0, 0), _only(every, ops.take(cache, places, axis=1)))
+        return write_slots(cache, state.slot, _only(every, ops.take(cache, places, axis=2), axis=2))
+
 
     if record is not None:
         record[::2] = [_only(every, each) for each in record[::2]]
-        record[1::2] = [_as_text(_only(every, ops.swapaxes(each, 1, 2)), state.slot) for each in record[1::2]]
+        record[1::2] = [_as_text(_only(every, each, axis=2), state.slot) for each in record[1::2]]
     ahead = Ahead(
         logits=next_logits(model, _only(every, hidden)),
         directions=ops.slice_update(state.search.directions, (0, state.slot, 0), _only(is_chosen, directions)),
@@ -141,17 +142,18 @@ def _try(model: TFGPTJForCausalLM, tokens: Any, state: State, record: list[Any] 
     return model.transformer.step(tokens, positions, visible, state.caches, state.slot, record)
 
 
-def _only(is_chosen: Any, table: Any) -> Any:
-    """What belongs to the candidates that were chosen, bool [B, k]: of a table [B, k, …] a table [B, 1, …]."""
-    mask = ops.reshape(is_chosen, (-1, is_chosen.shape[1], *(1,) * (len(table.shape) - 2)))
-    return ops.sum(ops.where(mask, table, ops.zeros_like(table)), axis=1, keepdims=True)
+def _only(is_chosen: Any, table: Any, axis: int = 1) -> Any:
+    """What belongs to the candidates that were chosen, bool [B, k]: of a table [B, …, k, …] a table [B, …, 1, …]."""
+    count = is_chosen.shape[1]
+    mask = ops.reshape(is_chosen, [{0: -1, axis: count}.get(each, 1) for each in range(len(table.shape))])
+    return ops.sum(ops.where(mask, table, ops.zeros_like(table)), axis=axis, keepdims=True)
 
 
 def _as_text(weights: Any, slot: Any) -> Any:
-    """Attention weights [B, 1, N, S + k - 1] of a chosen token, [B, N, 1, S + k - 1]: its own is in its new place."""
+    """Attention weights [B, N, 1, S + k - 1] of a chosen token, with that on itself in its new place."""
     slots = ops.arange(ops.shape(weights)[3], dtype="int32")
     own = ops.sum(ops.where(slots >= slot, weights, 0.0), axis=-1, keepdims=True)  # of the candidates it sees itself
-    return ops.swapaxes(ops.where(slots < slot, weights, ops.where(slots == slot, own, 0.0)), 1, 2)
+    return ops.where(slots < slot, weights, ops.where(slots == slot, own, 0.0))
 
 
 def _directions(hidden: Any) -> Any:

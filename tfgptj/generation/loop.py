@@ -55,7 +55,7 @@ class Controls(NamedTuple):
 class State(NamedTuple):
     """Everything that a step reads and writes."""
 
-    caches: tuple[Cache, ...]  # per layer keys and values, [B, S, N, H] each; S = P + M
+    caches: tuple[Cache, ...]  # per layer keys and values, [B, N, S, H] each; S = P + M
     ids: Any  # int32 [B, S], the prompt and the new tokens; the pad token where there is none yet
     real: Any  # bool [B, S], where there is a token
     length: Any  # int32 [B], tokens of each row so far
@@ -117,13 +117,8 @@ def read(
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
     visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
     hidden, caches = model.transformer.step(ids[:, :prompt], positions, visible, record=record)
-    heads = (model.config.n_head, model.config.head_dim)
-
-    def extended(cache: Any) -> Any:  # [B, S, N, H]
-        return ops.concatenate([cache, ops.zeros((batch, room, *heads), dtype=cache.dtype)], axis=1)
-
     state = State(
-        caches=tuple((extended(key), extended(value)) for key, value in caches),
+        caches=tuple((with_room(key, room), with_room(value, room)) for key, value in caches),
         ids=ids,
         real=real,
         length=ops.sum(ops.cast(mask, "int32"), axis=1),
@@ -134,6 +129,12 @@ def read(
         possible=ops.ones((), dtype="bool"),
     )
     return hidden, state
+
+
+def with_room(cache: Any, room: Any) -> Any:
+    """Keys or values [B, N, S, H] with empty slots after them."""
+    batch, heads, _, width = ops.shape(cache)
+    return ops.concatenate([cache, ops.zeros((batch, heads, room, width), dtype=cache.dtype)], axis=2)
 
 
 def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, controls: Controls) -> State:
@@ -153,6 +154,7 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
     newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
+    newest = ops.minimum(newest, model.config.vocab_size - 1)  # a pad token that fills a finished row may be none of V
     hidden, caches = model.transformer.step(
         newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1, record
     )
