@@ -113,7 +113,6 @@ def settle(
         places = state.slot + ops.arange(count, dtype="int32")
         return write_slots(cache, state.slot, _only(every, ops.take(cache, places, axis=2), axis=2))
 
-
     if record is not None:
         record[::2] = [_only(every, each) for each in record[::2]]
         record[1::2] = [_as_text(_only(every, each, axis=2), state.slot) for each in record[1::2]]
