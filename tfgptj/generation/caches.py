@@ -12,20 +12,20 @@ from tfgptj.heads import TFGPTJForCausalLM
 
 def empty_caches(model: TFGPTJForCausalLM, rows: int, slots: int) -> tuple[Cache, ...]:
     """Caches in which nothing was written yet, with so many rows (B) and slots (S)."""
-    shape = (rows, slots, model.config.n_head, model.config.head_dim)
+    shape = (rows, model.config.n_head, slots, model.config.head_dim)
 
-    def zeros() -> Any:  # [B, S, N, H]
+    def zeros() -> Any:  # [B, N, S, H]
         return ops.zeros(shape, dtype=model.compute_dtype)
 
     return tuple((zeros(), zeros()) for _ in range(model.config.n_layer))
 
 
-def extended(caches: tuple[Cache, ...], more: Any) -> tuple[Cache, ...]:
+def with_room(caches: tuple[Cache, ...], room: Any) -> tuple[Cache, ...]:
     """Caches with so many empty slots after theirs."""
 
     def grown(cache: Any) -> Any:
-        batch, _, heads, width = ops.shape(cache)
-        return ops.concatenate([cache, ops.zeros((batch, more, heads, width), dtype=cache.dtype)], axis=1)
+        batch, heads, _, width = ops.shape(cache)
+        return ops.concatenate([cache, ops.zeros((batch, heads, room, width), dtype=cache.dtype)], axis=2)
 
     return tuple((grown(key), grown(value)) for key, value in caches)
 
@@ -41,7 +41,7 @@ def moved(model: TFGPTJForCausalLM, static: None, caches: tuple[Cache, ...], ind
         index: int32 [B, S], slots in them.
     """
 
-    def taken(cache: Any) -> Any:  # [B, S, N, H]
-        return ops.take(cache[0], index, axis=0)
+    def taken(cache: Any) -> Any:  # [B, N, S, H]
+        return ops.swapaxes(ops.take(cache[0], index, axis=1), 0, 1)
 
     return tuple((taken(key), taken(value)) for key, value in caches)

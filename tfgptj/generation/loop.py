@@ -16,7 +16,7 @@ from keras import ops
 
 from tfgptj.attention import Cache
 from tfgptj.generation import processors
-from tfgptj.generation.caches import extended
+from tfgptj.generation.caches import with_room
 from tfgptj.generation.chain import Context, Names, process
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -66,7 +66,7 @@ class Controls(NamedTuple):
 class State(NamedTuple):
     """Everything that a step reads and writes."""
 
-    caches: tuple[Cache, ...]  # per layer keys and values, with all slots: S = P + M
+    caches: tuple[Cache, ...]  # per layer keys and values, [B, N, S, H] each; S = P + M
     ids: Any  # int32 [B, S], the prompt and the new tokens; the pad token where there is none yet
     real: Any  # bool [B, S], where there is a token
     length: Any  # int32 [B], tokens of each row so far
@@ -130,7 +130,7 @@ def read(
         hidden, caches = read_columns(model, past, real, ops.cast(prompt - ops.shape(past.ids)[1], "int32"), record)
     else:
         hidden, caches = _read_whole(model, ids[:, :prompt], mask, record)
-        caches = extended(caches, room)
+        caches = with_room(caches, room)
     state = State(
         caches=caches,
         ids=ids,
@@ -198,6 +198,7 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
     newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
+    newest = ops.minimum(newest, model.config.vocab_size - 1)  # a pad token that fills a finished row may be none of V
     hidden, caches = model.transformer.step(
         newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1, record
     )

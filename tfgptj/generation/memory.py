@@ -36,6 +36,46 @@ def needed_memory(
     return 2 * cache + 2 * 4 * rows * config.n_head * scores
 
 
+def beam_memory(config: GPTJConfig, rows: int, beams: int, prompt: int, room: int, kept: int) -> int:
+    """Bytes that beams take beside keys and values: twice what a step reads and writes, and its scores.
+
+    Which of the slots each beam sees, one byte each, its ids with their mask, and three tables of its new tokens; the
+    new tokens and parents of all texts that may be kept; four tables of scores, and attention in one layer.
+
+    Args:
+        config: of the model.
+        rows: prompts, those of guidance too.
+        beams: of each prompt (K).
+        prompt, room: slots of the prompt, and steps.
+        kept: texts that may be kept in a step, for each beam.
+
+    >>> beam_memory(GPTJConfig(), rows=1, beams=4, prompt=1024, room=1024, kept=3) // 2**20
+    5
+    """
+    slots = prompt + beams * room
+    tables = slots + 5 * (prompt + room) + 3 * 4 * room
+    scores = 4 * 4 * config.vocab_size + 2 * 4 * config.n_head * slots
+    return rows * beams * (2 * tables + 2 * 4 * kept * room + scores)
+
+
+def contrastive_memory(config: GPTJConfig, rows: int, candidates: int, slots: int) -> int:
+    """Bytes that contrastive search takes beside keys and values.
+
+    The directions of all last hidden states, twice, as a step that copies them has both; and the attention scores of
+    the candidates in one layer, twice.
+
+    Args:
+        config: of the model.
+        rows: prompts, those of guidance too.
+        candidates: of each prompt.
+        slots: of a row.
+
+    >>> contrastive_memory(GPTJConfig(), rows=1, candidates=4, slots=2048) // 2**20
+    65
+    """
+    return 2 * 4 * rows * slots * (config.n_embd + config.n_head * candidates)
+
+
 def available_memory() -> int | None:
     """Bytes that this process may still take, or None where the system does not say."""
     found = [_of_the_machine(), _of_the_group()]

@@ -20,6 +20,7 @@ from tfgptj.generation.functions import Functions
 from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.prompts import Rows
 from tfgptj.generation.results import GenerationOutput, Records
+from tfgptj.generation.stepping import to_numpy
 from tfgptj.generation.stopping import Criterion, Ends, check_stops
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.tokenizer import GPTJTokenizer
@@ -36,6 +37,7 @@ class Extras(NamedTuple):
     criteria: tuple[Criterion, ...] = ()
     negative: tuple[Any, Any] = (None, None)
     tokenizer: GPTJTokenizer | None = None
+    assistant: Any = None
     prefix_cache: PrefixCache | None = None
 
 
@@ -50,7 +52,9 @@ class Run:
         model, input_ids, attention_mask, seed, jit_compile: see :func:`tfgptj.generation.generate.generate`.
     """
 
-    functions: ModuleType = loop  # has `prefill` and `decode`
+    functions: ModuleType = loop  # has the functions that `compiles` names, those of the whole loop
+    compiles: tuple[str, ...] = ("prefill", "decode")
+    steps: ModuleType = stepping  # has what makes one step
     streams = True  # whether tokens are final as they come
     needs_hidden = False  # whether it compares with the hidden states of the whole prompt
 
@@ -65,7 +69,7 @@ class Run:
         extras: Extras = Extras(),
     ) -> None:
         self.model, self.config, self.extras = model, config, extras
-        self._check_combined()
+        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
         prefix_cache.check_cache(extras.prefix_cache)
         reading.check_reading(config, extras.prefix_cache is not None, self.needs_hidden)
         check_stops(config, extras.tokenizer)
@@ -75,7 +79,6 @@ class Run:
         self.prompt, self.negative = self._rows(input_ids, attention_mask)
         every = self.prompt if self.negative is None else prompts.stacked(self.prompt, self.negative)
         self.room = prompts.room_after(every, model.config.n_positions, config)
-        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
         rows, size = len(self.prompt.ids), self.room * self.draws
         self.uniforms = (
             prompts.random_rows(seed, rows, size) if self.plan.do_sample else np.zeros((rows, size), "float32")
@@ -101,12 +104,23 @@ class Run:
         """Rows for each prompt."""
         return self.config.num_return_sequences
 
-    def _slots(self, prompt: int, room: int) -> int:
+    @property
+    def spare(self) -> int:
+        """Slots after those of the new tokens."""
+        return 0
+
+    @property
+    def owner(self) -> Any:
+        """What compiled functions of `functions` are called with, and have the variables of."""
+        return self.model
+
+    def _slots(self, room: int) -> int:
         """Slots in the cache of a row, after its prompt, for so many new tokens."""
         return room
 
-    def _check_combined(self) -> None:
-        """Raise for what a search cannot be combined with."""
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        """Bytes that are needed beside keys, values and attention, of so many rows."""
+        return 0
 
     def part(self, rows: slice) -> Run:
         """Some rows of a generation that has not begun, as a generation of their own.
@@ -129,15 +143,24 @@ class Run:
         rows, width = self.prompt.ids.shape
         self.state: loop.State | None = None
         self.new = np.zeros((rows, 0), "int32")  # the new tokens so far
-        self.ends = Ends(self.config, rows, self.extras.tokenizer, self.extras.criteria)
+        self.ends = self._new_ends()
         self.records = Records(self.config, rows * self.config.num_beams, width)
-        self.stepper = self._new_stepper() if self.records.wanted or self.extras.functions.names else None
-        return self._chunks(1 if self.records.wanted or self.stepper or self.ends.step_by_step else size)
+        self.stepper = self._new_stepper() if self._needs_steps() else None
+        return self._chunks(1 if self.stepper or self.ends.step_by_step else size)
 
-    def _new_stepper(self) -> stepping.Stepper | None:
-        """What makes a step at a time, where the compiled loop does not do."""
-        functions = self.extras.functions
-        return stepping.Stepper(self._compiled, self.plan, functions, self._controls(), self.records)
+    def _new_ends(self) -> Ends:
+        return Ends(self.config, len(self.prompt.ids), self.extras.tokenizer, self.extras.criteria)
+
+    def _needs_steps(self) -> bool:
+        """Whether the compiled loop does not do."""
+        return self.records.wanted or bool(self.extras.functions.names)
+
+    def _new_stepper(self) -> stepping.Stepper:
+        return stepping.Stepper(*self._of_steps())
+
+    def _of_steps(self) -> tuple[Any, ...]:
+        """The arguments of a :class:`tfgptj.generation.stepping.Stepper`."""
+        return self._compiled, self.plan, self.extras.functions, self._controls(), self.records
 
     def result(self) -> np.ndarray | GenerationOutput:
         """What `generate` returns, once all chunks are there."""
@@ -158,7 +181,7 @@ class Run:
             self._advance(min(done + size, self.room), controls)
             self._take(done)
             yield self.new[:, done:]
-            if self.ends.out_of_time:
+            if self._is_cut_off():
                 break
             assert self.state is not None  # _advance made it
             done = int(self.state.step)
@@ -178,6 +201,10 @@ class Run:
         if cache is not None:
             cache.last_call = found.reuse(rows.real.sum(axis=1))
         return mark, found
+
+    def _is_cut_off(self) -> bool:
+        """Whether time ends what has no end."""
+        return self.ends.out_of_time
 
     def _advance(self, limit: int, controls: loop.Controls) -> None:
         """Run the model until the rows have `limit` new tokens, or have all ended."""
@@ -225,13 +252,14 @@ class Run:
         """Bring the tokens after `done` to the host, and see which rows they end."""
         assert self.state is not None  # _advance made it
         stop = int(self.state.slot)
-        fresh = to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop]
-        self.ends.look(fresh, done)
-        self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
-        scores = self.records.scores
-        self.ends.ask(self._sequences(), None if scores is None else tuple(scores), self.new.shape[1])
+        self._append(to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop], done)
         if self.ends.beyond_the_loop:
             self.state = self.state._replace(finished=ops.convert_to_tensor(self.ends.lengths >= 0))
+
+    def _append(self, fresh: np.ndarray, done: int) -> None:
+        self.ends.look(fresh, done)
+        self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
+        self.ends.ask(self._sequences(), self.records.so_far, self.new.shape[1])
 
     def _sequences(self) -> np.ndarray:
         returned = len(self.new) // len(self.prompt.ids)  # by beams; other rows are there from the beginning
@@ -254,21 +282,26 @@ class Run:
         if _on_accelerator():
             return  # how much of its memory is free is not known
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
-        prompt, room = self._size(self.prompt.longest), self._size(self.room)
-        itemsize = 4 if self.model.compute_dtype == "float32" else 2
-        room = self._slots(prompt, room)
-        queries = None if self.reading.whole else self.reading.width
-        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize, queries)
-        memory.check_memory(needed, memory.available_memory(), rows, prompt + room)
+        prompt, room = self._size(self.prompt.longest), self._size(self.room + self.spare)
+        slots, queries = self._slots(room), None if self.reading.whole else self.reading.width
+        sizes = {"float32": 4}  # of a number in the cache; 2 in the other dtypes
+        itemsize = sizes.get(self.model.compute_dtype, 2)
+        needed = memory.needed_memory(self.model.config, rows, prompt, slots, itemsize, queries)
+        draft = self.extras.assistant
+        if draft is not None:
+            needed += memory.needed_memory(draft.config, rows, prompt, slots, sizes.get(draft.compute_dtype, 2))
+        needed += self._beside(rows, prompt, room)
+        memory.check_memory(needed, memory.available_memory(), rows, prompt + slots)
 
     def _compiled(self, name: str, home: ModuleType | None = None) -> Compiled:
-        """The program for a function, of this search's own module, of `stepping`, or of `home`."""
-        home = home or self.functions
+        """The program for a function, of this search's own modules or of `home`."""
         programs = self.model.__dict__.setdefault("_generation_programs", {})
-        key = (name, self.jit_compile, home.__name__)
-        if key not in programs:
-            function = getattr(home, name, None) or getattr(stepping, name)
-            programs[key] = Compiled(self.model, function, self.jit_compile)
+        key = (name, self.jit_compile, (home or self.functions).__name__, self.extras.assistant is not None)
+        own = home is None and name in self.compiles
+        owner = self.owner if own else self.model
+        if key not in programs or programs[key].model != owner:
+            function = getattr(home or (self.functions if own else self.steps), name)
+            programs[key] = Compiled(owner, function, self.jit_compile)
         return programs[key]
 
     def _rows(self, input_ids: Any, attention_mask: Any) -> tuple[Rows, Rows | None]:
@@ -286,10 +319,14 @@ class Run:
         return prompt.repeated(self.repeats), None
 
     def _size(self, length: int) -> int:
-        """Slots for so many tokens: rounded up where shapes are fixed in compiled programs."""
+        """Slots for so many tokens: rounded up where shapes are fixed."""
+        return prompts.bucket(length) if self.fixed else length
+
+    @property
+    def fixed(self) -> bool:
+        """Whether shapes are fixed in compiled programs."""
         backend = keras.backend.backend()
-        fixed = backend == "jax" or (backend == "tensorflow" and self.jit_compile)
-        return prompts.bucket(length) if fixed else length
+        return backend == "jax" or (backend == "tensorflow" and self.jit_compile)
 
     def _aligned(self) -> Rows:
         """Prompts aligned to the right, those that are negative after all others."""
@@ -300,7 +337,7 @@ class Run:
         """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
         rows = self._aligned()
         width = rows.ids.shape[1]
-        padding = ((0, 0), (self._size(width) - width, self._size(self.room)))
+        padding = ((0, 0), (self._size(width) - width, self._size(self.room + self.spare)))
         # A model may have no row for the pad token. In front of a prompt any other is masked just as well.
         ids = np.pad(rows.ids, padding, constant_values=((0, 0), (0, self._pad_token())))
         return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(rows.real, padding))
@@ -311,7 +348,8 @@ class Run:
         return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
 
     def _controls(self) -> loop.Controls:
-        uniforms = np.pad(self.uniforms, ((0, 0), (0, (self._size(self.room) - self.room) * self.draws)))
+        spare = (self._size(self.room + self.spare) - self.room) * self.draws
+        uniforms = np.pad(self.uniforms, ((0, 0), (0, spare)))
         weight = self.weight
         return loop.Controls(
             processors=tuple(tuple(ops.convert_to_tensor(value) for value in values) for values in self.numbers),
@@ -338,11 +376,6 @@ def resolve_config(
     merged.check_together()
     prompts.check_tokens(merged, model.config.vocab_size)
     return merged
-
-
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor's values on the host."""
-    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def _on_accelerator() -> bool:

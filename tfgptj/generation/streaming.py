@@ -28,6 +28,7 @@ def stream_text(
     logits_processor: Any = None,
     stopping_criteria: Any = None,
     prefix_allowed_tokens_fn: Any = None,
+    assistant_model: Any = None,
     prefix_cache: PrefixCache | None = None,
     seed: int | None = None,
     jit_compile: bool | None = None,
@@ -39,8 +40,8 @@ def stream_text(
         model: the language model.
         tokenizer: its tokenizer.
         prompt: the text to continue, or its token ids; an empty one starts from `bos_token_id`.
-        generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, prefix_cache, seed,
-        jit_compile, **parameters: as for :func:`tfgptj.generation.generate.generate`.
+        generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, assistant_model, prefix_cache,
+        seed, jit_compile, **parameters: as for :func:`tfgptj.generation.generate.generate`.
 
     Returns:
         An iterator over the pieces of the continuation, never with half a character or any part of a stop string,
@@ -58,7 +59,7 @@ def stream_text(
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     functions = functions_of(logits_processor, prefix_allowed_tokens_fn)
     criteria = listed("stopping_criteria", stopping_criteria)
-    extras = Extras(functions, criteria, tokenizer=tokenizer, prefix_cache=prefix_cache)
+    extras = Extras(functions, criteria, tokenizer=tokenizer, assistant=assistant_model, prefix_cache=prefix_cache)
     run = new_run(model, [ids] if ids else None, None, generation_config, seed, jit_compile, parameters, extras)
     return text_pieces(run, tokenizer)
 
