@@ -42,6 +42,10 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
     "contrastive": {"penalty_alpha": 0.5, "top_k": 4},
     "guidance": {"guidance_scale": 1.5, "negative_prompt_ids": [[3, 4, 5, 6]]},
+    "drafts": {"prompt_lookup_num_tokens": 3},
+    "step by step": {"logits_processor": lambda ids, scores: -scores},
+    "beams step by step": {"num_beams": 2, "logits_processor": lambda ids, scores: -scores},
+    "contrastive step by step": {"penalty_alpha": 0.5, "top_k": 4, "logits_processor": lambda ids, scores: -scores},
 }
 
 
@@ -62,7 +66,7 @@ def test_each_step_equals_the_whole_text(model: TFGPTJForCausalLM, piece: int) -
 
 
 @pytest.mark.parametrize("side", MASKS)
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", [name for name in SEARCHES if not name.endswith("step by step")])
 def test_pieces_change_no_token(model: TFGPTJForCausalLM, search: str, side: str) -> None:
     def generate(**options: Any) -> np.ndarray:
         return model.generate(IDS, MASKS[side], max_new_tokens=8, **SEARCHES[search], **options)
@@ -70,6 +74,13 @@ def test_pieces_change_no_token(model: TFGPTJForCausalLM, search: str, side: str
     expected = generate()
     for piece in (1, 3, WIDTH, WIDTH + 1):
         np.testing.assert_array_equal(generate(prefill_chunk_size=piece), expected)
+
+
+@pytest.mark.parametrize("search", [name for name in SEARCHES if name.endswith("step by step")])
+def test_pieces_change_no_token_step_by_step(model: TFGPTJForCausalLM, search: str) -> None:
+    expected = model.generate(IDS, MASKS["right"], max_new_tokens=4, **SEARCHES[search])
+    pieces = model.generate(IDS, MASKS["right"], max_new_tokens=4, prefill_chunk_size=3, **SEARCHES[search])
+    np.testing.assert_array_equal(pieces, expected)
 
 
 @pytest.mark.core

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
-from tfgptj.generation.caches import extended
+from tfgptj.generation.caches import with_room
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.hypotheses import (
@@ -98,7 +98,7 @@ def start(
         found=Found(no_texts, no_parents, ops.zeros((rows,), dtype="float32") + NOTHING),
     )
     state = state._replace(
-        caches=extended(state.caches, more),
+        caches=with_room(state.caches, more),
         ids=of_beams(ids),
         real=of_beams(real),
         length=of_beams(state.length),

@@ -20,12 +20,12 @@ def empty_caches(model: TFGPTJForCausalLM, rows: int, slots: int) -> tuple[Cache
     return tuple((zeros(), zeros()) for _ in range(model.config.n_layer))
 
 
-def extended(caches: tuple[Cache, ...], more: Any) -> tuple[Cache, ...]:
+def with_room(caches: tuple[Cache, ...], room: Any) -> tuple[Cache, ...]:
     """Caches with so many empty slots after theirs."""
 
     def grown(cache: Any) -> Any:
         batch, heads, _, width = ops.shape(cache)
-        return ops.concatenate([cache, ops.zeros((batch, heads, more, width), dtype=cache.dtype)], axis=2)
+        return ops.concatenate([cache, ops.zeros((batch, heads, room, width), dtype=cache.dtype)], axis=2)
 
     return tuple((grown(key), grown(value)) for key, value in caches)
 

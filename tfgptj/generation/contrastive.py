@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from tfgptj.attention import write_slots
-from tfgptj.generation.caches import extended
+from tfgptj.generation.caches import with_room
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, write
@@ -57,7 +57,7 @@ def start(
     no_tokens = ops.zeros((rows, room, model.config.n_embd), dtype=directions.dtype)
     more = plan.search - 1  # slots
     return state._replace(
-        caches=extended(state.caches, more),
+        caches=with_room(state.caches, more),
         finished=state.finished[:rows],
         search=Ahead(next_logits(model, hidden), ops.concatenate([directions, no_tokens], axis=1)),
     )

@@ -16,7 +16,7 @@ from keras import ops
 
 from tfgptj.attention import Cache
 from tfgptj.generation import processors
-from tfgptj.generation.caches import extended
+from tfgptj.generation.caches import with_room
 from tfgptj.generation.chain import Context, Names, process
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -130,7 +130,7 @@ def read(
         hidden, caches = read_columns(model, past, real, ops.cast(prompt - ops.shape(past.ids)[1], "int32"), record)
     else:
         hidden, caches = _read_whole(model, ids[:, :prompt], mask, record)
-        caches = extended(caches, room)
+        caches = with_room(caches, room)
     state = State(
         caches=caches,
         ids=ids,
