@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, elsewhere
 
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
@@ -37,6 +37,10 @@ def cases_of(part: str, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 BEAMS, GROUPS = cases_of("strategies", "beams_"), cases_of("retired", "groups")
+REPRESENTATIVE = (
+    *("beams_3", "beams_three_eos", "beams_penalty_0.5_stopping_False", "beams_penalty_2.0_stopping_never"),
+    *("beams_many_processors", "groups", "groups_of_three", "groups_many_processors"),
+)
 ARRAYS = {**np.load(GOLDENS / "strategies.npz"), **np.load(GOLDENS / "retired.npz")}
 
 
@@ -90,7 +94,7 @@ def test_all_cases_are_there() -> None:
     assert len(GROUPS) == 12
 
 
-@pytest.mark.parametrize("name", [*BEAMS, *GROUPS])
+@pytest.mark.parametrize("name", elsewhere([*BEAMS, *GROUPS], *REPRESENTATIVE))
 def test_texts_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
     case = {**BEAMS, **GROUPS}[name]
     check(search(run_of(model, case)), case)
@@ -134,14 +138,14 @@ def test_a_result_without_scores(model: TFGPTJForCausalLM) -> None:
     np.testing.assert_allclose(result.sequences_scores, ARRAYS["beams_full/sequences_scores"], rtol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_beams": 3, "num_return_sequences": 2},
-        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
-        {"num_beams": 3, "do_sample": True, "seed": 5, "num_return_sequences": 2},
-    ],
-)
+DRAWN = {"num_beams": 3, "do_sample": True, "seed": 5, "num_return_sequences": 2}
+KINDS = [
+    *({"num_beams": 3, "num_return_sequences": 2}, DRAWN),
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
+]
+
+
+@pytest.mark.parametrize("options", elsewhere(KINDS, DRAWN))
 def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM, options: dict[str, Any]) -> None:
     options = {**options, "max_new_tokens": 10, "eos_token_id": [10, 31], "pad_token_id": 0}
     returned = options["num_return_sequences"]
