@@ -17,7 +17,7 @@ pytestmark = pytest.mark.core
 MODES = ("greedy", "sample")  # beams and contrastive search have tests of their own
 REPRESENTATIVE = (
     *("greedy", "greedy_three_eos", "greedy_max_length", "greedy_forced_bos", "greedy_guidance_negative"),
-    *("greedy_many_processors", "greedy_prefix_allowed_tokens_fn", "greedy_custom_processor"),
+    *("greedy_prefix_allowed_tokens_fn", "greedy_custom_processor", "greedy_suppress_tokens"),
 )
 ARGUMENTS = ("prefix_allowed_tokens_fn", "logits_processor")
 
