@@ -80,7 +80,7 @@ def test_zero_temperature_is_greedy(model: TFGPTJForCausalLM) -> None:
 
 def test_top_k_one_and_tiny_top_p_are_greedy(model: TFGPTJForCausalLM) -> None:
     expected = model.generate(PROMPT, max_new_tokens=8)
-    for option in ({"top_k": 1}, {"top_k": 0, "top_p": 1e-6}, {"temperature": 1e-4}):
+    for option in ({"top_k": 1}, {"top_k": 0, "top_p": 1e-6}, {"top_k": 0, "top_p": 0}, {"temperature": 1e-4}):
         np.testing.assert_array_equal(model.generate(PROMPT, do_sample=True, max_new_tokens=8, **option), expected)
 
 
@@ -206,6 +206,8 @@ def test_interruption_leaves_the_model_usable(model: TFGPTJForCausalLM) -> None:
     [
         ({"input_ids": [[61]]}, InputError, r"input_ids\[0, 0\] is 61, outside 0…60"),
         ({"input_ids": [[-1]]}, InputError, r"input_ids\[0, 0\] is -1"),
+        ({"input_ids": [[3, 61]], "jit_compile": True}, InputError, r"input_ids\[0, 1\] is 61, outside 0…60"),
+        ({"input_ids": [[1] * 65]}, InputError, "input_ids holds 65 positions, but the model has n_positions=64"),
         ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, InputError, "row 0 of the prompt has no token"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, InputError, "attention_mask has shape"),
         ({"input_ids": [1, 2]}, InputError, r"must have the shape \[B, T\]"),

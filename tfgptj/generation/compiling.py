@@ -12,8 +12,11 @@ from typing import Any
 
 import keras
 
-# Dimensions that callers may change from call to call: [B, S or P, ...]. The rest of a shape belongs to the model.
-OPEN_DIMENSIONS = 2
+from tfgptj.attention import WRITES_IN_PLACE
+
+# Dimensions that callers may change from call to call: in caches [B, N, S, H] the rows and the slots, in all else
+# [B, S or P, …] the first two. The rest of a shape belongs to the model.
+OPEN_IN_CACHES, OPEN = (0, 2), (0, 1)
 
 
 class Compiled:
@@ -43,16 +46,19 @@ class Compiled:
         import tensorflow as tf
 
         def open_shape(tensor: Any) -> Any:
-            fixed = list(tensor.shape)
-            return tf.TensorSpec([None] * min(OPEN_DIMENSIONS, len(fixed)) + fixed[OPEN_DIMENSIONS:], tensor.dtype)
+            dimensions = OPEN_IN_CACHES if len(tensor.shape) == 4 else OPEN
+            shape = [None if i in dimensions else size for i, size in enumerate(tensor.shape)]
+            return tf.TensorSpec(shape, tensor.dtype)
+
+        def traced(*tensors: Any) -> Any:
+            before = WRITES_IN_PLACE.set(not self.jit_compile)
+            try:
+                return self._traced(static, tensors)
+            finally:
+                WRITES_IN_PLACE.reset(before)
 
         signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
-        return tf.function(
-            lambda *tensors: self._traced(static, tensors),
-            input_signature=signature,
-            jit_compile=self.jit_compile,
-            autograph=False,
-        )
+        return tf.function(traced, input_signature=signature, jit_compile=self.jit_compile, autograph=False)
 
     def _for_jax(self, static: Any, tensors: Any) -> Callable[..., Any]:
         import jax

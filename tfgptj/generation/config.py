@@ -79,7 +79,8 @@ class GenerationConfig:
         return_dict_in_generate, output_scores, output_logits, output_hidden_states, output_attentions: see `generate`.
 
     How the work is done:
-        prefill_chunk_size: int, taken, and without effect so far: a prompt is read in one piece.
+        prefill_chunk_size: int, columns of the prompt to read at once. A prompt that is longer takes less memory then,
+            and Ctrl-C is heard between the pieces; the text is the same. None reads it in one piece.
 
     Special tokens:
         bos_token_id: int, what an empty prompt starts with.

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import functions_of, listed
+from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.generation.run import CHUNK, Extras
 from tfgptj.generation.strategies import check_streaming, new_run
@@ -27,6 +28,7 @@ def generate(
     negative_prompt_ids: Any = None,
     negative_prompt_attention_mask: Any = None,
     assistant_model: Any = None,
+    prefix_cache: PrefixCache | None = None,
     tokenizer: GPTJTokenizer | None = None,
     streamer: Any = None,
     seed: int | None = None,
@@ -54,6 +56,8 @@ def generate(
         assistant_model: a smaller TFGPTJForCausalLM with the same tokens that drafts what the model then judges: fewer
             steps of the model for the same result. See `num_assistant_tokens` in :class:`GenerationConfig`; what stands
             in the assistant's own `generation_config` counts before the model's. Rows are generated one by one.
+        prefix_cache: a :class:`PrefixCache` that earlier calls were given too: what their texts and these prompts have
+            in common at the beginning is not read again.
         tokenizer: the model's, for `stop_strings`.
         streamer: an object with `put(ids)` and `end()`, given the prompt [B, P] and then each step's tokens [B].
         seed: int >= 0; the same seed draws the same tokens, whatever the other rows of the batch are and on every
@@ -82,6 +86,7 @@ def generate(
         negative=(negative_prompt_ids, negative_prompt_attention_mask),
         tokenizer=tokenizer,
         assistant=assistant_model,
+        prefix_cache=prefix_cache,
     )
     run = new_run(model, input_ids, attention_mask, generation_config, seed, jit_compile, parameters, extras)
     if streamer is None:

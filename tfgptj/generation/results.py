@@ -74,6 +74,11 @@ class Records:
         """Whether anything is kept."""
         return self.recording or self.scores is not None or self.logits is not None
 
+    @property
+    def so_far(self) -> tuple[np.ndarray, ...] | None:
+        """The scores of the steps so far, if they are kept."""
+        return None if self.scores is None else tuple(self.scores)
+
     def add(self, logits: Any, scores: Any, record: tuple[Any, ...], slot: int, step: int) -> None:
         """Keep what a step made.
 

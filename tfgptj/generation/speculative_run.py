@@ -33,6 +33,7 @@ class SpeculativeRun(Run):
     """
 
     functions = speculation
+    compiles = ("prefill", "decode", "begin", "look_ahead")
 
     def __init__(self, model: TFGPTJForCausalLM, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -124,8 +125,7 @@ class SpeculativeRun(Run):
         return dataclasses.replace(output, model_steps=self.model_steps, draft_steps=drafted)
 
     def _new_stepper(self) -> stepping.Stepper:
-        functions = self.extras.functions
-        return SpeculativeStepper(self._compiled, self.plan, functions, self._controls(), self.records)
+        return SpeculativeStepper(*self._of_steps())
 
     def _append(self, fresh: np.ndarray, done: int) -> None:
         if not self.extras.criteria:
