@@ -27,6 +27,7 @@ from tfgptj.tokenizer import GPTJTokenizer
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 CASES = {case["name"]: case for case in cases("strategies") if case["name"].startswith(("lookup", "assisted"))}
+CORE = ("lookup_10_3", "lookup_bad_words", "assisted_heuristic_3", "assisted_confidence")
 LOOKUP = {"prompt_lookup_num_tokens": 5}
 TWICE = [5, 9, 30, 41, 8, 17, 5, 9, 30]  # what comes next stood before
 
@@ -73,8 +74,7 @@ def with_drafts(draft: TFGPTJForCausalLM, name: str) -> dict[str, Any]:
     return {**parameters_of(CASES[name]), "assistant_model": draft}
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.core] * (name in CORE)) for name in CASES])
 def test_ids_and_steps_are_hugging_face_s(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str) -> None:
     found = arrays("strategies")
     inputs = (found[f"{name}/input_ids"], found[f"{name}/attention_mask"])
