@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import elsewhere
 from generation_goldens import arrays, cases, check_full, inputs_of, load, parameters_of
 
 from tfgptj.config import GPTJConfig
@@ -34,14 +35,11 @@ PARTS = {
     if case["name"].startswith(("beams", "groups"))
 }
 CASES = {case["name"]: case for part in ("strategies", "beams", "retired") for case in cases(part)}
-
-
-# Of the cases that are made step by step these are tried on every backend.
-STEPPED = ("beams_criteria", "beams_stop_strings", "beams_guidance", "groups_functions")
-
-
-def is_core(name: str) -> bool:
-    return name in STEPPED or (PARTS[name] != "beams" and not OF_THE_BATCH & set(CASES[name]["parameters"]))
+REPRESENTATIVE = (
+    *("beams_3", "beams_three_eos", "beams_penalty_0.5_stopping_False", "beams_penalty_2.0_stopping_never"),
+    *("beams_many_processors", "beams_criteria", "beams_stop_strings", "beams_guidance", "groups", "groups_of_three"),
+    *("groups_many_processors", "groups_functions"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_all_cases_are_there() -> None:
     assert found == {"strategies": 36, "beams": 12, "retired": 15}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[core] if is_core(name) else []) for name in PARTS])
+@pytest.mark.parametrize("name", elsewhere(PARTS, *REPRESENTATIVE))
 def test_texts_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
     check(search(run_of(model, name)), name)
 
@@ -164,15 +162,14 @@ def test_a_result_without_scores(model: TFGPTJForCausalLM) -> None:
     np.testing.assert_allclose(result.sequences_scores, golden("beams_full", "sequences_scores"), rtol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_beams": 3, "num_return_sequences": 2},
-        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
-        {"num_beams": 3, "do_sample": True, "seed": 5, "num_return_sequences": 2},
-    ],
-)
-@core
+DRAWN = {"num_beams": 3, "do_sample": True, "seed": 5, "num_return_sequences": 2}
+KINDS = [
+    *({"num_beams": 3, "num_return_sequences": 2}, DRAWN),
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
+]
+
+
+@pytest.mark.parametrize("options", elsewhere(KINDS, DRAWN))
 def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM, options: dict[str, Any]) -> None:
     options = {**options, "max_new_tokens": 10, "eos_token_id": [10, 31], "pad_token_id": 0}
     returned = options["num_return_sequences"]

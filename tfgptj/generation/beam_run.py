@@ -49,6 +49,10 @@ class BeamRun(Run):
         assert self.state is not None  # chunks() ran
         return beams.result_of(self.config, *(to_numpy(table) for table in self.state.search.found))
 
+    def _slots_read(self) -> int:
+        assert self.state is not None  # chunks() ran
+        return int(self.state.slot) - int(self.state.step)  # the prompt's: those after them are the beams' own
+
     def _slots(self, room: int) -> int:
         return room * self.search.beams  # they share the prompt
 

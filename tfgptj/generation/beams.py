@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
+from tfgptj.generation.caches import with_room
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.hypotheses import (
@@ -31,7 +32,7 @@ from tfgptj.generation.hypotheses import (
     of_group,
     settle,
 )
-from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt, with_room
+from tfgptj.generation.loop import Controls, Plan, State, context_of, read_prompt
 from tfgptj.generation.tokens import FORBIDDEN, Context
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -79,7 +80,7 @@ def start(
     """The logits [B · K, V] after the prompts, with guidance [2 B · K, V], and the state before any new token."""
     rules = plan.search
     rows, room = ops.shape(controls.uniforms)[0] * rules.beams, ops.shape(controls.uniforms)[1] // rules.draws
-    logits, state = read_prompt(model, ids, real, room, record)
+    logits, state = read_prompt(model, ids, real, room, record, controls.past)
     more = (rules.beams - 1) * room  # slots
     no_tokens = ops.zeros((ops.shape(ids)[0], more), dtype="bool")
 
@@ -97,7 +98,7 @@ def start(
         found=Found(no_texts, no_parents, ops.zeros((rows,), dtype="float32") + NOTHING),
     )
     state = state._replace(
-        caches=tuple((with_room(key, more), with_room(value, more)) for key, value in state.caches),
+        caches=with_room(state.caches, more),
         ids=of_beams(ids),
         real=of_beams(real),
         length=of_beams(state.length),

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from tfgptj.attention import write_slots
+from tfgptj.generation.caches import with_room
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, with_room, write
+from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, write
 from tfgptj.generation.processors import any_left
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -50,13 +51,13 @@ def start(
 ) -> State:
     """The state before any new token."""
     rows, room = ops.shape(controls.uniforms)[:2]
-    hidden, state = read(model, ids, real, room, record)
+    hidden, state = read(model, ids, real, room, record, controls.past)
 
     directions = _directions(hidden[:rows])
     no_tokens = ops.zeros((rows, room, model.config.n_embd), dtype=directions.dtype)
     more = plan.search - 1  # slots
     return state._replace(
-        caches=tuple((with_room(key, more), with_room(value, more)) for key, value in state.caches),
+        caches=with_room(state.caches, more),
         finished=state.finished[:rows],
         search=Ahead(next_logits(model, hidden), ops.concatenate([directions, no_tokens], axis=1)),
     )

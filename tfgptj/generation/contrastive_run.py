@@ -11,6 +11,7 @@ class ContrastiveRun(Run):
 
     functions = contrastive
     steps = contrastive_stepping
+    needs_hidden = True
 
     @property
     def search(self) -> int:

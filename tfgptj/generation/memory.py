@@ -11,11 +11,13 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def needed_memory(config: GPTJConfig, rows: int, prompt: int, room: int, itemsize: int) -> int:
+def needed_memory(
+    config: GPTJConfig, rows: int, prompt: int, room: int, itemsize: int, queries: int | None = None
+) -> int:
     """Bytes that a generation takes beside the weights.
 
-    The keys and values of all slots, twice, as a step that copies them has both; and the attention scores of the
-    prompt in one layer, twice, before and after the softmax.
+    The keys and values of all slots, twice, as a step that copies them has both; and the attention scores of what is
+    read at once in one layer, twice, before and after the softmax.
 
     Args:
         config: of the model.
@@ -23,12 +25,15 @@ def needed_memory(config: GPTJConfig, rows: int, prompt: int, room: int, itemsiz
         prompt: slots of the prompt (P).
         room: slots of the new tokens.
         itemsize: bytes of a number in the cache.
+        queries: columns of the prompt that are read at once and look at all slots; None for the whole prompt, of which
+            the tokens look at each other.
 
     >>> needed_memory(GPTJConfig(), rows=1, prompt=1024, room=1024, itemsize=2) // 2**20
     1920
     """
     cache = 2 * config.n_layer * rows * (prompt + room) * config.n_embd * itemsize
-    return 2 * cache + 2 * 4 * rows * config.n_head * prompt**2
+    scores = prompt**2 if queries is None else queries * (prompt + room)
+    return 2 * cache + 2 * 4 * rows * config.n_head * scores
 
 
 def beam_memory(config: GPTJConfig, rows: int, beams: int, prompt: int, room: int, kept: int) -> int:
@@ -91,8 +96,8 @@ def check_memory(needed: int, available: int | None, rows: int, slots: int) -> N
     if available is not None and needed > available:
         raise ResourceLimitError(
             f"{rows} sequences of {slots} tokens need about {needed / 2**30:,.1f} GiB for keys, values and attention, "
-            f"and {available / 2**30:,.1f} GiB are free: take fewer sequences at once, a shorter prompt or a lower "
-            "max_new_tokens, or load the model with dtype='bfloat16'"
+            f"and {available / 2**30:,.1f} GiB are free: take fewer sequences at once, a shorter prompt, a lower "
+            "max_new_tokens or a prefill_chunk_size, or load the model with dtype='bfloat16'"
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ class GenerationOutput:
         attentions: with `output_attentions`, for each step L arrays, [B, N, P, P] and then [B, N, 1, P + step].
         sequences_scores: of beams, float32 [B], the sum of the log-probabilities after the length penalty.
         beam_indices: of beams, int32 [B, new], the row of the scores that each token was chosen by, -1 after the end.
+        model_steps: with drafts, how often the model was run, all rows together; without them it is run once a token.
+        draft_steps: with an `assistant_model`, how often that was run.
     """
 
     sequences: np.ndarray
@@ -40,6 +44,8 @@ class GenerationOutput:
     attentions: tuple[tuple[np.ndarray, ...], ...] | None = None
     sequences_scores: np.ndarray | None = None
     beam_indices: np.ndarray | None = None
+    model_steps: int | None = None
+    draft_steps: int | None = None
 
 
 class Records:
@@ -96,6 +102,19 @@ class Records:
         if self.attentions is not None:
             weights = (_numpy(x)[: self._rows, :, :, :slot] for x in record[1::2])
             self.attentions.append(tuple(_last(_last(x, 2, queries), 3, self._width + step) for x in weights))
+
+    def put_together(self, parts: Sequence[Records]) -> None:
+        """Take what was kept of each row by itself; rows that ended earlier than others have zeros there."""
+
+        def rows(steps: Sequence[Any]) -> Any:
+            there = next(step for step in steps if step is not None)
+            if isinstance(there, tuple):
+                return tuple(rows([None if step is None else step[i] for step in steps]) for i in range(len(there)))
+            return np.concatenate([np.zeros_like(there) if step is None else step for step in steps])
+
+        for name in ("scores", "logits", "hidden_states", "attentions"):
+            if getattr(self, name) is not None:
+                setattr(self, name, [rows(steps) for steps in zip_longest(*(getattr(part, name) for part in parts))])
 
     def output(self, sequences: np.ndarray) -> GenerationOutput:
         """All of it."""

@@ -87,16 +87,20 @@ class Stepper:
         self.plan = plan._replace(processors=kept)
         self.controls = controls._replace(processors=())
 
-    def step(self, state: loop.State | None, ids: Any = None, real: Any = None) -> loop.State:
+    def step(self, state: loop.State | None, ids: Any = None, real: Any = None, past: Any = ()) -> loop.State:
         """One more token for each row: the first after the prompt `ids`, later ones after a state."""
-        recording = self.records.recording
-        if state is None:
-            logits, state, record = self.compiled("begin")((self.plan, recording), ids, real, self.controls)
-        else:
-            logits, state, record = self.compiled("proceed")(recording, state)
+        logits, state, record = self._begin(ids, real, past) if state is None else self._proceed(state)
         scores = self._scores(logits, state)
         self.records.add(logits, scores, record, int(state.slot), int(state.step))
         return self.compiled("pick")(self.plan, logits, scores, state, self.controls)
+
+    def _begin(self, ids: Any, real: Any, past: Any) -> Any:
+        """What the program `begin` gives."""
+        static = (self.plan._replace(resumed=bool(past)), self.records.recording)
+        return self.compiled("begin")(static, ids, real, self.controls._replace(past=past))
+
+    def _proceed(self, state: loop.State) -> tuple[Any, loop.State, tuple[Any, ...]]:
+        return self.compiled("proceed")(self.records.recording, state)
 
     def _scores(self, logits: Any, state: loop.State) -> Any:
         for names, numbers in self.parts:
