@@ -152,6 +152,7 @@ ENDING: dict[str, dict[str, Any]] = {
     "contrastive": {"penalty_alpha": 0.4, "top_k": 4},
     "beams": {"num_beams": 2, "eos_token_id": [39, 42]},
     "guidance": {"guidance_scale": 1.001},
+    "drafts": {"prompt_lookup_num_tokens": 3},
 }
 
 
