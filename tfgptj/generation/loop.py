@@ -17,6 +17,7 @@ from keras import ops
 from tfgptj.attention import Cache
 from tfgptj.generation import processors
 from tfgptj.generation.caches import with_room
+from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import Context, Names, process
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -192,7 +193,8 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
         logits, current = forward(model, State(*state))
         return choose(plan, logits, current, controls)
 
-    return State(*ops.while_loop(unfinished, body, tuple(state)))
+    with weights_cast(model):
+        return State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:

@@ -24,6 +24,7 @@ from keras import ops
 
 from tfgptj.attention import Cache
 from tfgptj.generation import loop, tokens
+from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import ON_THE_HOST, process
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -97,7 +98,8 @@ def decode(pair: Pair, plan: loop.Plan, state: loop.State, limit: Any, controls:
         logits, drafts, count, current, _ = look_ahead(pair, (plan, False), loop.State(*state), controls)
         return accept(pair, plan, logits, drafts, count, current, controls)
 
-    return loop.State(*ops.while_loop(unfinished, body, tuple(state)))
+    with weights_cast(pair.model):
+        return loop.State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
 def look_ahead(
