@@ -53,6 +53,7 @@ DOORS = {
 # Where a backend's own library may stand; everything else is written in `keras.ops`.
 BACKENDS = {
     "batching": "return_tensors='tf' gives TensorFlow tensors",
+    "benchmark.machine": "asks TensorFlow which GPU there is, and for its memory",
     "checkpoints.load": "TensorFlow takes an array's memory as it is through DLPack, where keras.ops copies it twice",
     "cli": "--device chooses what TensorFlow sees",
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
