@@ -12,7 +12,13 @@ import pytest
 from conftest import assert_near, numbers
 from keras import ops
 
-from tfgptj import GPTJConfig, TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJForSequenceClassification
+from tfgptj import (
+    GPTJConfig,
+    PrefixCache,
+    TFGPTJForCausalLM,
+    TFGPTJForQuestionAnswering,
+    TFGPTJForSequenceClassification,
+)
 from tfgptj.errors import ConfigError, InputError, InputTypeError
 from tfgptj.training.lora import adaptation_of, add_lora, report
 
@@ -109,6 +115,16 @@ def test_merged_disabled_and_removed() -> None:
     assert all(np.array_equal(value, base[path]) for path, value in all_bits(model).items())
     np.testing.assert_array_equal(model.generate(IDS[:1], max_new_tokens=5), plain)
     assert len(model.trainable_variables) == len(base)
+
+
+def test_kept_prefixes_are_those_of_the_adapters() -> None:
+    model, cache = build(), PrefixCache()
+    model.add_lora(rank=2, targets="all-linear")
+    expected = stir(model).generate(IDS[:1], max_new_tokens=5)
+    with model.adapters_disabled():
+        plain = model.generate(IDS[:1], max_new_tokens=5, prefix_cache=cache)
+    assert (plain != expected).any()
+    np.testing.assert_array_equal(model.generate(IDS[:1], max_new_tokens=5, prefix_cache=cache), expected)
 
 
 def test_a_merge_for_good_leaves_a_plain_model() -> None:
