@@ -89,7 +89,10 @@ class Projection(keras.layers.Dense):
         """Take the adapters away; what is merged of them stays in the kernel."""
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
         self.__dict__.pop("_replaced", None)
-        del self.lora_kernel_a, self.lora_kernel_b
+        for name in _ADAPTERS:
+            self._untrack_variable(getattr(self, name))
+            # Keras's own, in `Layer`, collects garbage each time: a minute for the layers of a large model.
+            super(keras.layers.Layer, self).__delattr__(name)
         if self.lora_dropout:
             self._tracker.unlock()
             self._tracker.untrack(self.lora_seed)
@@ -149,7 +152,7 @@ class Projection(keras.layers.Dense):
         """What :meth:`save_own_variables` wrote. From a layer without adapters comes the kernel, and B becomes zero."""
         if self.lora_rank and not self.lora_enabled:
             raise InputError(f"{self.path}: its adapters are merged or disabled; unmerge or enable them before loading")
-        previous = self.lora_kernel_a.value if self.lora_rank else None
+        previous = _copy(self.lora_kernel_a) if self.lora_rank else None
         super().load_own_variables(store)  # makes both zero, and such adapters would never learn
         if self.lora_rank and _ADAPTERS[0] in store:
             for name in _ADAPTERS:
