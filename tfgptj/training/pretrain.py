@@ -15,6 +15,7 @@ from tfgptj.losses import IGNORE_INDEX, causal_lm_loss
 from tfgptj.tokenizer import GPTJTokenizer
 from tfgptj.training.data import block_dataset, evaluation_windows
 from tfgptj.training.recipe import Recipe
+from tfgptj.training.tokens import Tokens
 
 
 def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TFGPTJForCausalLM, GPTJTokenizer, float]:
@@ -45,12 +46,19 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
 
     # Skipped merges make more tokens, so the stream lasts longer than the steps do: of the five plain passes at the end
     # of the packaged model's run, about two were seen.
-    def epoch_ids(epoch: int) -> np.ndarray:
+    def stream(epoch: int) -> list[Tokens]:
         encoder = noisy if epoch < recipe.epochs - recipe.plain_epochs else tokenizer
-        return np.asarray(encoder.encode(train_text), "int32")
+        ids = np.asarray(encoder.encode(train_text), "int32")
+        ids = ids[np.random.default_rng((recipe.seed, epoch)).integers(recipe.block_size) :]  # borders move
+        return [Tokens(ids, np.array([len(ids)]))]
 
     dataset = block_dataset(
-        epoch_ids, block_size=recipe.block_size, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=recipe.seed
+        stream,
+        block_size=recipe.block_size,
+        batch_size=recipe.batch_size,
+        shuffle_buffer=len(train_text),  # all blocks
+        epochs=recipe.epochs,
+        seed=recipe.seed,
     )
     report = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: logs.update(
