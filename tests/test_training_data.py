@@ -291,6 +291,7 @@ def test_two_replicas_part_each_batch() -> None:
         ({"shuffle_buffer": 0}, "shuffle_buffer is 0, expected an integer"),
         ({"epochs": 0}, "epochs is 0, expected an integer from 1 on"),
         ({"start_step": -1}, "start_step is -1, expected an integer from 0 on"),
+        ({"seed": -1}, "seed is -1, expected an integer from 0 on"),
         ({"shard": (2, 2)}, "shard is (2, 2), expected (index, number of workers), the index below the number"),
         ({"cache_key": "v1"}, "cache_key needs cache_dir to have an effect"),
         ({"cache_dir": "unused"}, "cache_dir needs cache_key for these documents"),

@@ -99,7 +99,7 @@ def language_modeling_dataset(
     """
     for name, value in (("block_size", block_size), ("batch_size", batch_size), ("shuffle_buffer", shuffle_buffer)):
         check_positive(name, value)
-    check_steps(epochs, start_step, shard)
+    check_steps(seed, epochs, start_step, shard)
     if cache_key is not None and cache_dir is None:
         raise InputError("cache_key needs cache_dir to have an effect")
     rows = read_rows(documents)
@@ -236,15 +236,16 @@ def replayed(epoch_batches: Callable[[int], Iterator[Any]], epochs: int | None, 
         raise InputError(f"start_step={start_step} leaves nothing: there are {step} steps in all")
 
 
-def check_steps(epochs: int | None, start_step: int, shard: tuple[int, int]) -> None:
-    """Refuse numbers of epochs, steps and workers that make no sense.
+def check_steps(seed: int, epochs: int | None, start_step: int, shard: tuple[int, int]) -> None:
+    """Refuse a seed, and numbers of epochs, steps and workers, that make no sense.
 
     Raises:
         InputError: saying which.
     """
     check_positive("epochs", epochs)
-    if not isinstance(start_step, int) or start_step < 0:
-        raise InputError(f"start_step is {start_step!r}, expected an integer from 0 on")
+    for name, value in (("seed", seed), ("start_step", start_step)):
+        if not isinstance(value, int) or value < 0:
+            raise InputError(f"{name} is {value!r}, expected an integer from 0 on")
     if len(shard) != 2 or not 0 <= shard[0] < shard[1]:
         raise InputError(f"shard is {shard!r}, expected (index, number of workers), the index below the number")
 

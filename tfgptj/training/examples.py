@@ -121,11 +121,12 @@ def label_of(value: Any, config: GPTJConfig) -> Any:
         InputError: if it is none of the model's.
     """
     problem = problem_of(config)
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if problem == "single_label_classification":
         return _label_id(value, config)
     if problem == "multi_label_classification" and isinstance(value, list | tuple):
         if all(isinstance(name, str) for name in value):
-            return np.eye(config.num_labels, dtype="float32")[[_label_id(name, config) for name in value]].sum(axis=0)
+            return np.isin(range(config.num_labels), [_label_id(name, config) for name in value]).astype("float32")
         if len(value) == config.num_labels and all(number in (0, 1) for number in value):
             return np.asarray(value, "float32")
     if problem == "multi_label_classification":
@@ -190,7 +191,7 @@ def example_dataset(
     for name, value in (("batch_size", batch_size), ("shuffle_buffer", shuffle_buffer)):
         batching.check_positive(name, value)
     batching.check_positive("pad_to_multiple_of", pad_to_multiple_of)
-    check_steps(epochs, start_step, shard)
+    check_steps(seed, epochs, start_step, shard)
     buckets = list(length_buckets or [])
     if any(b < 1 for b in buckets) or any(a >= b for a, b in zip(buckets, buckets[1:], strict=False)):
         raise InputError(f"length_buckets are {buckets}, expected rising lengths from 1 on")

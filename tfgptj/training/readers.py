@@ -250,7 +250,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     # The limit is Python's, one for the whole process, and 128 KiB by default: many a document is longer.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     # Bytes that are not UTF-8 become surrogates, which shows in which row they stand.
-    with io.TextIOWrapper(_open(path), "utf-8", "surrogateescape", newline="") as file:
+    with io.TextIOWrapper(_open(path), "utf-8-sig", "surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
@@ -269,10 +269,9 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
 
 
 def _header(place: str, values: list[str]) -> list[str]:
-    header = [values[0].removeprefix("\ufeff"), *values[1:]] if values else []
-    if not header or len(set(header)) < len(header) or not all(map(_is_text, header)):
-        raise InputError(f"{place}: {header} are not the names of columns: there must be some, and none twice")
-    return header
+    if not values or len(set(values)) < len(values) or not all(map(_is_text, values)):
+        raise InputError(f"{place}: {values} are not the names of columns: there must be some, and none twice")
+    return values
 
 
 def _csv_row(place: str, header: list[str], values: list[str]) -> Row:

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfgptj.errors import InputError
 from tfgptj.training.readers import Paths, file_rows
 from tfgptj.training.rows import MAX_ERRORS, Row, Rows
 
@@ -41,15 +42,22 @@ def _records(path: Path) -> Iterator[Row]:
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            yield Row(place, error=f"is damaged, and so is all that follows: {error.message[:200]}")
+            reason = error.message.split("}} ")[-1].split(" [Op:")[0]  # without the graph's names around it
+            yield Row(place, error=f"is damaged, and so is all that follows: {reason}")
             return
         try:
-            example = tf.train.Example.FromString(record)
-        except ValueError as error:  # protobuf's DecodeError is one
-            yield Row(place, error=f"is not a tf.train.Example: {error}")
-        else:
-            yield Row(place, {name: _value(feature) for name, feature in example.features.feature.items()})
+            yield Row(place, _features(record))
+        except InputError as error:
+            yield Row(place, error=str(error))
         number += 1
+
+
+def _features(record: bytes) -> dict[str, Any]:
+    try:
+        example = tf.train.Example.FromString(record)
+    except Exception as error:  # DecodeError of protobuf, which is TensorFlow's dependency and not ours
+        raise InputError(f"is not a tf.train.Example: {error}") from None
+    return {name: _value(feature) for name, feature in example.features.feature.items()}
 
 
 def _value(feature: Any) -> Any:
