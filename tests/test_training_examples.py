@@ -165,6 +165,19 @@ def test_rows_are_read_as_they_are_needed(tokenizer: GPTJTokenizer, config: GPTJ
     assert len(read) < 2000
 
 
+def test_counting_finds_the_length_and_what_is_wrong(tokenizer: GPTJTokenizer, config: GPTJConfig) -> None:
+    options: Any = {"batch_size": 4, "length_buckets": [16, 40], "epochs": 3, "count_batches": True}
+    for more in ({}, {"drop_remainder": True}, {"start_step": 5}):
+        dataset = classification_dataset(ROWS, tokenizer, config, **options, **more)
+        assert len(dataset) == len(list(dataset))
+    endless = classification_dataset(ROWS, tokenizer, config, **{**options, "epochs": None})
+    assert int(endless.cardinality()) == tf.data.UNKNOWN_CARDINALITY
+    with pytest.raises(InputError, match="row 1: the label is 7"):
+        classification_dataset([("a", 0), ("b", 7)], tokenizer, config, **options)
+    with pytest.raises(InputError, match="start_step=6 leaves nothing: there are 6 steps in all"):
+        classification_dataset(ROWS[:8], tokenizer, config, **{**options, "length_buckets": None}, start_step=6)
+
+
 # Labels
 
 
@@ -235,10 +248,10 @@ def test_fit_takes_it_as_it_is(tokenizer: GPTJTokenizer, config: GPTJConfig) -> 
     model.compile(keras.optimizers.Adam(1e-2))
     rows = [("the king", "good"), ("said he to all", "bad")] * 8
     dataset = classification_dataset(
-        rows, tokenizer, config, batch_size=4, length_buckets=[16], epochs=8, drop_remainder=True
+        rows, tokenizer, config, batch_size=4, length_buckets=[16], epochs=8, count_batches=True
     )
     before = model.evaluate(dataset, verbose=0)
-    model.fit(dataset, verbose=0)
+    model.fit(dataset, shuffle=False, verbose=0)
     assert model.evaluate(dataset, verbose=0) < before - 0.3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ from tfgptj.training.packing import block_at, blocks_of, model_batch, shares, sh
 from tfgptj.training.rows import read_rows
 from tfgptj.training.tokens import Tokens, eos_of, kept_tokens, token_stream
 
-Dataset = tf.data.Dataset
+Dataset: TypeAlias = tf.data.Dataset
 
 SHUFFLE_BUFFER = 4096  # blocks or examples
 
@@ -52,6 +52,8 @@ def language_modeling_dataset(
     With `cache_dir` the tokens are written to disk before this function returns, and found there the next time. Then
     blocks are shuffled over the whole corpus, a run resumes without delay, and the dataset knows its length. Without,
     every epoch tokenises anew, blocks are shuffled in a buffer, and a run resumes by going through all that it skips.
+    Keras warns where data of unknown length end: `epochs=None` here and `steps_per_epoch` in `fit` spare that. It also
+    warns that it does not shuffle datasets, unless `fit` gets `shuffle=False`.
 
     For several workers, each gives `shard`. At each step they have different parts of what a single one with
     `batch_size` times their number would have, in the same number of steps. Without a cache each tokenises everything.

@@ -54,15 +54,14 @@ def classification_dataset(
         max_length: tokens of a text at most; None: what tokenizer, model and `length_buckets` allow.
         truncation: whether longer texts are cut. They are counted in `rows.report`, and there is a warning.
         **options: of `example_dataset`: `length_buckets`, `pad_to_multiple_of`, `shuffle`, `shuffle_buffer`, `seed`,
-            `epochs`, `drop_remainder`, `shard`, `start_step`.
+            `epochs`, `drop_remainder`, `shard`, `start_step`, `count_batches`.
 
     Returns:
         A dataset of `(inputs, labels)`: a dict of `input_ids` and `attention_mask`, int32 [B, T] each, padded on the
         right, and labels int32 [B], or float32 [B] or [B, num_labels].
 
     Raises:
-        InputError: if an argument is invalid. For a corrupt row, an unknown label, and a text that is too long,
-            TensorFlow gives `tf.errors.InvalidArgumentError` with our text while it reads.
+        InputError: as `example_dataset`. An unknown label makes a row corrupt.
 
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
     >>> config = GPTJConfig(vocab_size=257, id2label={0: "bad", 1: "good"})
@@ -166,8 +165,11 @@ def example_dataset(
     drop_remainder: bool = False,
     shard: tuple[int, int] = (0, 1),
     start_step: int = 0,
+    count_batches: bool = False,
 ) -> Dataset:
     """Batches of examples, padded on the right.
+
+    Examples are made as they are needed, in every epoch anew.
 
     Args:
         examples: starts a pass.
@@ -184,9 +186,13 @@ def example_dataset(
         drop_remainder: whether to leave out, in each epoch, examples that do not fill a batch.
         shard: index of this worker, and the number of workers: as for `language_modeling_dataset`.
         start_step: batches to leave out at the beginning; they are made and passed over.
+        count_batches: whether to go through all examples once, before this function returns. Then what is wrong with
+            them is found at once, and the dataset knows its length: else Keras warns at its end that data ran out.
 
     Raises:
-        InputError: if an argument is invalid.
+        InputError: if an argument is invalid; with `count_batches`, for a corrupt row, one that is too long, too few of
+            them, and a `start_step` behind the end. Without, TensorFlow gives the latter as
+            `tf.errors.InvalidArgumentError` with the same text while it reads.
     """
     for name, value in (("batch_size", batch_size), ("shuffle_buffer", shuffle_buffer)):
         batching.check_positive(name, value)
@@ -210,10 +216,16 @@ def example_dataset(
         for batch, width in replayed(epoch_batches, epochs, start_step):
             yield _arrays(batch, width, labels)
 
+    length = None
+    if count_batches:
+        length = sum(1 for _ in replayed(epoch_batches, 1, 0)) * (epochs or 0)
+        if epochs is not None and length <= start_step:
+            raise InputError(f"start_step={start_step} leaves nothing: there are {length} steps in all")
     rows = batch_size if drop_remainder else None
     inputs = keras.InputSpec("int32", (rows, buckets[0] if len(buckets) == 1 else None))
     specs = {name: keras.InputSpec(dtype, (rows, *shape)) for name, (shape, dtype) in labels.items()}
-    return as_dataset(batches, ({"input_ids": inputs, "attention_mask": inputs}, specs.get("", specs)))
+    signature = {"input_ids": inputs, "attention_mask": inputs}, specs.get("", specs)
+    return as_dataset(batches, signature, length - start_step if length else None)
 
 
 def _groups(

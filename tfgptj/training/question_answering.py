@@ -72,15 +72,14 @@ def question_answering_dataset(
         stride: tokens that neighbouring windows share; None: half of `max_length`, at most 128, less for a long
             question.
         **options: of `example_dataset`, for windows as examples: `length_buckets`, `pad_to_multiple_of`, `shuffle`,
-            `shuffle_buffer`, `seed`, `epochs`, `drop_remainder`, `shard`, `start_step`.
+            `shuffle_buffer`, `seed`, `epochs`, `drop_remainder`, `shard`, `start_step`, `count_batches`.
 
     Returns:
         A dataset of `(inputs, labels)`: dicts of `input_ids` and `attention_mask`, int32 [B, T] each, padded on the
         right, and of `start_positions` and `end_positions`, int32 [B] each.
 
     Raises:
-        InputError: if an argument is invalid. For a corrupt row (an answer that is not where it should be is one) and a
-            question that is too long, TensorFlow gives `tf.errors.InvalidArgumentError` with our text while it reads.
+        InputError: as `example_dataset`. An answer that is not where it should be makes a row corrupt.
 
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
     >>> rows = [{"question": "Who?", "context": "It was I.", "answers": {"text": ["I"], "answer_start": [7]}}]
