@@ -13,6 +13,8 @@ from keras import ops
 from tfgptj.generation.chain import Context, Names, process
 
 BACKEND = keras.backend.backend()
+# How a backend runs a chain: JAX always compiles it, PyTorch never.
+WAYS = {"tensorflow": ("eager", "compiled"), "jax": ("compiled",), "torch": ("eager",)}[BACKEND]
 
 
 def tensors(values: Any) -> Any:

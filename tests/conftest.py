@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ import pytest
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDENS = FIXTURES / "goldens"
 CONFIGS = sorted(path.parent.name for path in GOLDENS.glob("*/outputs.npz"))
+
+
+def elsewhere(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """Parameters of a test: on TensorFlow all of them, on the other backends, which compile for each, those to keep."""
+    import keras
+
+    everything = list(cases)
+    assert [case for case in kept if case not in everything] == []
+    return everything if keras.backend.backend() == "tensorflow" else list(kept)
 
 
 class Golden:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import types
 from typing import Any
 
 import keras
@@ -19,7 +21,7 @@ from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
 
-pytestmark = pytest.mark.core
+core = pytest.mark.core  # what must pass on Keras's other backends too
 PROMPTS, MASK = np.array([[5, 9, 3], [8, 0, 0]]), np.array([[1, 1, 1], [1, 0, 0]])
 PACKAGED = GPTJTokenizer.from_pretrained("shakespeare")
 BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}
@@ -44,6 +46,7 @@ def model() -> TFGPTJForCausalLM:
     ],
     ids=["beams", "drawn", "groups", "contrastive"],
 )
+@core
 def test_steps_make_what_the_compiled_loop_makes(model: TFGPTJForCausalLM, search: dict[str, Any]) -> None:
     compiled = model.generate(PROMPTS, MASK, **OPTIONS, **search)
     stepped = model.generate(PROMPTS, MASK, logits_processor=lambda ids, scores: scores, **OPTIONS, **search)
@@ -97,13 +100,15 @@ def test_a_stop_string_is_no_part_of_a_pipeline_s_text(model: TFGPTJForCausalLM)
 
 
 @pytest.mark.parametrize("search", [BEAMS, GROUPS], ids=["beams", "groups"])
+@core
 def test_time_ends_a_search_with_the_best_so_far(
     model: TFGPTJForCausalLM, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
 ) -> None:
     looks = search.get("num_beam_groups", 1)
     for steps in (1, 3):
-        clock = itertools.count()
-        monkeypatch.setattr(stopping.time, "monotonic", lambda clock=clock: next(clock))
+        monkeypatch.setattr(
+            stopping, "time", types.SimpleNamespace(monotonic=functools.partial(next, itertools.count()))
+        )
         found = model.generate(PROMPTS, MASK, max_time=steps * looks - looks + 0.5, **OPTIONS, **search)
         monkeypatch.undo()
         expected = model.generate(PROMPTS, MASK, **{**OPTIONS, "max_new_tokens": steps}, **search)
@@ -148,6 +153,7 @@ def test_when_all_candidates_end_so_does_the_search(model: TFGPTJForCausalLM) ->
 
 
 @pytest.mark.parametrize("search", [BEAMS, GROUPS, CONTRASTIVE], ids=["beams", "groups", "contrastive"])
+@core
 def test_functions_get_the_text_of_each_beam(model: TFGPTJForCausalLM, search: dict[str, Any]) -> None:
     starts, rows, lengths = ([5, 9, 3], [8]), [], set()
 

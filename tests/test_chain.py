@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chains import BACKEND, context_of, run, tensors
+from chains import WAYS, context_of, run, tensors
 from conftest import numbers
 from generation_goldens import arrays, cases, parameters_of
 from keras import ops
@@ -65,17 +65,12 @@ def test_there_is_a_case_for_every_processor() -> None:
     assert len(CASES) == 72
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
-def test_scores_are_hugging_face_s(name: str) -> None:
-    check(CASES[name])
+def test_scores_are_hugging_face_s(name: str, way: str) -> None:
+    check(CASES[name], compiled=way == "compiled")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "prompt_length" not in CASES[name]["parameters"]])
 def test_padding_is_no_text(name: str) -> None:
-    check(CASES[name], padding=3)
-
-
-@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch runs the same functions eagerly")
-@pytest.mark.parametrize("name", CASES)
-def test_compiled_scores_are_the_same(name: str) -> None:
-    check(CASES[name], compiled=True)
+    check(CASES[name], padding=3, compiled=WAYS == ("compiled",))

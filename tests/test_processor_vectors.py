@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from chains import BACKEND, context_of, run, tensors
+from chains import WAYS, context_of, run, tensors
 from conftest import FIXTURES, numbers
 from fixtures.processor_vectors import DIVERSITY, VECTORS, Vector
 from keras import ops
@@ -20,7 +20,6 @@ EXPECTED = np.load(FIXTURES / "processor_vectors.npz")
 WITHOUT_A_CLASS = {"guidance", "frequency_and_presence_penalty", "vocabulary_limit"}
 # TensorFlow's class forbids the end of the text where it is a bad word; PyTorch's and tfgptj do not.
 OTHERWISE = {"tensorflow/bad_words", "tensorflow/bad_words/only_the_end"}
-WAYS = {"tensorflow": ("eager", "compiled"), "jax": ("compiled",), "torch": ("eager",)}[BACKEND]
 
 
 def processed(vector: Vector, compiled: bool) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import elsewhere
 from generation_goldens import arrays, cases, check_full, inputs_of, load, parameters_of
 
 from tfgptj.generation.config import GenerationConfig
@@ -14,6 +15,10 @@ from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
 MODES = ("greedy", "sample")  # beams and contrastive search have tests of their own
+REPRESENTATIVE = (
+    *("greedy", "greedy_three_eos", "greedy_max_length", "greedy_forced_bos", "greedy_guidance_negative"),
+    *("greedy_prefix_allowed_tokens_fn", "greedy_custom_processor", "greedy_suppress_tokens"),
+)
 ARGUMENTS = ("prefix_allowed_tokens_fn", "logits_processor")
 
 
@@ -65,7 +70,7 @@ def without_padding_as_text(name: str) -> bool:
     return name in OF_THE_BATCH or CASES[name].get("rows_alone", True)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if without_padding_as_text(name)])
+@pytest.mark.parametrize("name", elsewhere(filter(without_padding_as_text, CASES), *REPRESENTATIVE))
 def test_ids_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
     sequences = model.generate(**inputs_of("strategies", name), **parameters_of(CASES[name]))
     np.testing.assert_array_equal(sequences, arrays("strategies")[f"{name}/sequences"])
@@ -83,7 +88,9 @@ def test_rows_without_padding_come_out_the_same_whatever_stands_beside_them(
     np.testing.assert_array_equal(sequences[whole, :width], expected[whole, :width])
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].get("rows_alone", True)])
+@pytest.mark.parametrize(
+    "name", elsewhere([name for name in CASES if CASES[name].get("rows_alone", True)], "greedy_full", "greedy_guidance")
+)
 def test_transition_scores_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
     wanted = {"return_dict_in_generate": True, "output_scores": True}
     output = model.generate(**inputs_of("strategies", name), **parameters_of(CASES[name]), **wanted)

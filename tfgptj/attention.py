@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,8 +20,9 @@ MASKED = -1e9
 # stored after their rotation.
 Cache = tuple[Any, Any]
 
-# Whether the graph that is being traced may write into a cache in place with an operation of TensorFlow's own.
-WRITES_IN_PLACE: ContextVar[bool] = ContextVar("WRITES_IN_PLACE", default=False)
+# How the program that is being traced writes into a cache, where it has a better way than `ops.slice_update`: a
+# function like `write_slots`.
+WRITER: ContextVar[Callable[[Any, Any, Any], Any] | None] = ContextVar("WRITER", default=None)
 
 
 class ConfiguredLayer(keras.layers.Layer):
@@ -146,22 +148,6 @@ def _swapped(x: Any) -> Any:
 
 
 def write_slots(cache: Any, slot: Any, new: Any) -> Any:
-    """A cache [B, N, S, H] with new keys or values [B, N, T, H] from a slot on.
-
-    `ops.slice_update` is in place within XLA's programs. In a plain TensorFlow graph it copies the cache, which for
-    long texts costs more than all else in a step; the operation below writes into it when nothing else needs it.
-    """
-    if not WRITES_IN_PLACE.get():
-        return ops.slice_update(cache, (0, 0, slot, 0), new)
-    import tensorflow as tf
-
-    others = 0b1011  # bits of the dimensions that are written from end to end
-    return tf.raw_ops.TensorStridedSliceUpdate(
-        input=cache,
-        begin=[0, 0, slot, 0],
-        end=[0, 0, slot + ops.shape(new)[2], 0],
-        strides=[1, 1, 1, 1],
-        value=new,
-        begin_mask=others,
-        end_mask=others,
-    )
+    """A cache [B, N, S, H] with new keys or values [B, N, T, H] from a slot on."""
+    writer = WRITER.get()
+    return ops.slice_update(cache, (0, 0, slot, 0), new) if writer is None else writer(cache, slot, new)

@@ -103,11 +103,10 @@ class BeamStepper(Stepper):
         self.ends, self.rules = ends, self.plan.search
 
     def step(self, state: State | None, ids: Any = None, real: Any = None, past: Any = ()) -> State:
-        static = (self.plan, self.records.recording)
         if state is None:
             logits, state, record = self._begin(ids, real, past)
         else:
-            logits, state, record = self.compiled("proceed")(static, state)
+            logits, state, record = self.compiled("proceed")((self.plan, self.records.recording), state)
         steps: list[Step] = []
         scores: list[Any] = []
         for group in range(self.rules.groups):

@@ -18,6 +18,7 @@ from keras import ops
 
 from tfgptj.attention import Cache
 from tfgptj.generation.caches import with_room
+from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.hypotheses import (
@@ -121,7 +122,8 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
         logits, caches = forward(model, plan.search, State(*state))
         return choose(plan, logits, State(*state)._replace(caches=caches), controls)
 
-    return State(*ops.while_loop(unfinished, body, tuple(state)))
+    with weights_cast(model):
+        return State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
 def forward(

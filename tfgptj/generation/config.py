@@ -30,8 +30,10 @@ class GenerationConfig:
         min_new_tokens: int, no end-of-text token before so many new ones.
         min_length: int, the same counted with the prompt.
         eos_token_id: int or list of int, tokens that end a row.
-        stop_strings: str or list of str, texts that end a row; `generate` needs `tokenizer=` for them.
-        max_time: number, seconds after which no further token is begun.
+        stop_strings: str or list of str, texts that end a row, or one text of a search with beams, which goes on;
+            `generate` needs `tokenizer=` for them. Its result has the tokens of the stop string, a pipeline's text
+            ends before it.
+        max_time: number, seconds after which no further token is begun; beams end with the best texts so far.
 
     How tokens are chosen (see `mode`):
         do_sample: bool, draw tokens instead of always taking the likeliest.
@@ -58,7 +60,8 @@ class GenerationConfig:
             distribution is flat.
 
     What is favoured, and what is forbidden, in the order in which it is done:
-        guidance_scale: number, how far to go from what `negative_prompt_ids` would give to what the prompt gives.
+        guidance_scale: number, how far to go from what `negative_prompt_ids` would give to what the prompt gives; with
+            beams each has its own text after the negative prompt.
         sequence_bias: dict of tuples of ids to numbers, or list of such pairs, added to the last id's logit where the
             others stand before it; -inf forbids.
         encoder_repetition_penalty: number, above 1 favours tokens of the prompt.

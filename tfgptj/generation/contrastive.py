@@ -16,6 +16,7 @@ from keras import ops
 
 from tfgptj.attention import write_slots
 from tfgptj.generation.caches import with_room
+from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import process
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.loop import Controls, Plan, State, context_of, next_logits, read, write
@@ -73,7 +74,8 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
     def body(*state: Any) -> State:
         return advance(model, plan, State(*state), controls)
 
-    return State(*ops.while_loop(unfinished, body, tuple(state)))
+    with weights_cast(model):
+        return State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
 def advance(model: TFGPTJForCausalLM, plan: Plan, state: State, controls: Controls) -> State:

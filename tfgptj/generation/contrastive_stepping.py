@@ -33,10 +33,10 @@ class ContrastiveStepper(Stepper):
     """Makes one step after the other: see :class:`tfgptj.generation.stepping.Stepper`."""
 
     def step(self, state: State | None, ids: Any = None, real: Any = None, past: Any = ()) -> State:
-        static = (self.plan, self.records.recording)
         if state is None:
             state, self.record = self._begin(ids, real, past)
         scores = self._scores(state.search.logits, state)
         self.records.add(state.search.logits, scores, self.record, int(state.slot), int(state.step))
+        static = (self.plan, self.records.recording)
         state, self.record = self.compiled("pick")(static, scores, state, self.controls)
         return state

@@ -42,15 +42,16 @@ def generate(
         attention_mask: int or bool [B, P], 1 for real tokens; None when there is no padding. It is never guessed.
         generation_config: a :class:`GenerationConfig`. What is given wins in this order: keyword arguments, this, the
             model's `generation_config` (from its `generation_config.json`), the model's special tokens, the defaults.
-        logits_processor: a function `f(input_ids, scores)`, or a list of them, called at each step for each row that
-            has not ended: NumPy's int32 [1, n], the row's tokens, prompt included and padding not, and float32 [1, V],
-            -inf for forbidden tokens. It returns scores of that shape, -inf to forbid. It comes after all processors of
-            the configuration but those of sampling.
+        logits_processor: a function `f(input_ids, scores)`, or a list of them, called at each step for each row, or
+            beam, that has not ended: NumPy's int32 [1, n], the row's tokens, prompt included and padding not, and
+            float32 [1, V], -inf for forbidden tokens. It returns scores of that shape, -inf to forbid. It comes after
+            all processors of the configuration but those of sampling.
         stopping_criteria: a function `f(input_ids, scores)`, or a list of them, called after each step with int32
             [B, P + n], what `generate` would return now, and a tuple of the scores so far, or None unless
-            `output_scores`. It returns a bool, or one for each row [B]: whether to stop.
+            `output_scores`. It returns a bool, or one for each row [B]: whether to stop. With beams it is asked about
+            each candidate, several of each prompt, and ends that text as an end-of-text token does.
         prefix_allowed_tokens_fn: a function `f(row, input_ids)` that gets a row's number and its tokens, int32 [n], and
-            returns the ids that may follow. It comes after `min_new_tokens`.
+            returns the ids that may follow. It comes after `min_new_tokens`. All beams of a prompt have its number.
         negative_prompt_ids, negative_prompt_attention_mask: what `guidance_scale` leads away from, int [B, P2] or
             [1, P2]; without them the last token of each prompt.
         assistant_model: a smaller TFGPTJForCausalLM with the same tokens that drafts what the model then judges: fewer

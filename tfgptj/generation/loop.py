@@ -17,6 +17,7 @@ from keras import ops
 from tfgptj.attention import Cache
 from tfgptj.generation import processors
 from tfgptj.generation.caches import with_room
+from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import Context, Names, process
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -66,7 +67,7 @@ class Controls(NamedTuple):
 class State(NamedTuple):
     """Everything that a step reads and writes."""
 
-    caches: tuple[Cache, ...]  # per layer keys and values, [B, N, S, H] each; S = P + M
+    caches: tuple[Cache, ...]  # per layer keys and values, with all slots: S = P + M
     ids: Any  # int32 [B, S], the prompt and the new tokens; the pad token where there is none yet
     real: Any  # bool [B, S], where there is a token
     length: Any  # int32 [B], tokens of each row so far
@@ -192,7 +193,8 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
         logits, current = forward(model, State(*state))
         return choose(plan, logits, current, controls)
 
-    return State(*ops.while_loop(unfinished, body, tuple(state)))
+    with weights_cast(model):
+        return State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:

@@ -52,7 +52,7 @@ class PrefixCache:
 
     Args:
         max_tokens: int, tokens of all texts together; those that were not used for longest give way, and of a text that
-            is longer its beginning is kept. A token takes 2 · n_layer · n_embd numbers, of GPT-J-6B 448 KiB in
+            is longer its beginning is kept. A token takes 2 · n_layer · n_embd numbers: of GPT-J-6B, 448 KiB in
             bfloat16.
         check_weights: bool, whether each call looks for changed weights. That reads all weights once, about as long as
             one more token takes, and compares sums over the bits of each row of each of them: it misses only changes

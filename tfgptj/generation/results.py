@@ -20,7 +20,8 @@ class GenerationOutput:
     """The result of `generate(return_dict_in_generate=True)`; what was not asked for is None.
 
     Shapes are Hugging Face's: tuples have one item for each new token. Prompts are aligned to the right, as if they had
-    been padded on the left; what stands at padding says nothing. All arrays are NumPy's.
+    been padded on the left; what stands at padding says nothing. All arrays are NumPy's. With beams the rows of a step
+    are all beams of all prompts, [B · K, …], in their places before it.
 
     Attributes:
         sequences: int32 [B, P + new], prompt included; B counts `num_return_sequences` too.

@@ -283,18 +283,18 @@ class Run:
             return  # how much of its memory is free is not known
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
         prompt, room = self._size(self.prompt.longest), self._size(self.room + self.spare)
-        slots, queries = self._slots(room), None if self.reading.whole else self.reading.width
-        sizes = {"float32": 4}  # of a number in the cache; 2 in the other dtypes
-        itemsize = sizes.get(self.model.compute_dtype, 2)
-        needed = memory.needed_memory(self.model.config, rows, prompt, slots, itemsize, queries)
-        draft = self.extras.assistant
-        if draft is not None:
-            needed += memory.needed_memory(draft.config, rows, prompt, slots, sizes.get(draft.compute_dtype, 2))
-        needed += self._beside(rows, prompt, room)
+        slots = self._slots(room)
+        needed = self._beside(rows, prompt, room)
+        # An assistant reads the prompt whole.
+        reads = [(self.model, None if self.reading.whole else self.reading.width), (self.extras.assistant, None)]
+        for model, queries in reads:
+            if model is not None:
+                itemsize = 4 if model.compute_dtype == "float32" else 2
+                needed += memory.needed_memory(model.config, rows, prompt, slots, itemsize, queries)
         memory.check_memory(needed, memory.available_memory(), rows, prompt + slots)
 
     def _compiled(self, name: str, home: ModuleType | None = None) -> Compiled:
-        """The program for a function, of this search's own modules or of `home`."""
+        """The program for a function of this search's own modules, or of `home`."""
         programs = self.model.__dict__.setdefault("_generation_programs", {})
         key = (name, self.jit_compile, (home or self.functions).__name__, self.extras.assistant is not None)
         own = home is None and name in self.compiles

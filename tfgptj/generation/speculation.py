@@ -24,6 +24,7 @@ from keras import ops
 
 from tfgptj.attention import Cache
 from tfgptj.generation import loop, tokens
+from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import ON_THE_HOST, process
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -45,8 +46,8 @@ class Drafting(NamedTuple):
 
     offsets: Any  # int32 [W], 0…W-1: there are never more drafts at once than W
     ngram: Any  # int32 scalar, tokens at most that must have stood before, where drafts come from the text
-    width: Any  # int32 scalar, tokens to draft at first, where they come from a model
-    grows: Any  # bool scalar, whether that number follows the success
+    width: Any  # int32 scalar, tokens to draft at first
+    grows: Any  # bool scalar, whether that number follows the success of a model that drafts
     confidence: Any  # float32 scalar, the model stops after a draft with less probability than that
 
 
@@ -95,9 +96,10 @@ def decode(pair: Pair, plan: loop.Plan, state: loop.State, limit: Any, controls:
 
     def body(*state: Any) -> loop.State:
         logits, drafts, count, current, _ = look_ahead(pair, (plan, False), loop.State(*state), controls)
-        return accept(plan, logits, drafts, count, current, controls)
+        return accept(pair, plan, logits, drafts, count, current, controls)
 
-    return loop.State(*ops.while_loop(unfinished, body, tuple(state)))
+    with weights_cast(pair.model):
+        return loop.State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
 def look_ahead(
@@ -121,9 +123,19 @@ def look_ahead(
     if pair.draft is None:
         search = controls.search
         drafts, count = look_up(loop.context_of(state, controls, plan.guided), search.ngram, search.offsets)
+        count = ops.minimum(count, state.search.width)
     else:
         drafts, count, state = _drafts_of(pair.draft, plan, state, controls)
     count = ops.minimum(count, controls.limit - state.step - 1)  # a pass gives one token more than were drafted
+    logits, caches = _judged(pair, plan, state, drafts, count, record)
+    progress = state.search._replace(passes=state.search.passes + 1)
+    return logits, drafts, count, state._replace(caches=caches, search=progress), tuple(record or ())
+
+
+def _judged(
+    pair: Pair, plan: loop.Plan, state: loop.State, drafts: Any, count: Any, record: list[Any] | None
+) -> tuple[Any, tuple[Cache, ...]]:
+    """Logits [B, 1 + n, V] after the newest token and after each draft, and the cache."""
     newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
 
     def judged(drafts: Any) -> tuple[Any, tuple[Cache, ...]]:
@@ -132,19 +144,28 @@ def look_ahead(
         hidden, caches = _run_over(pair.model, state, row, state.slot - 1, record)
         return pair.model.lm_head(hidden), caches
 
-    logits, caches = judged(drafts if plan.search else drafts[:count])
-    progress = state.search._replace(passes=state.search.passes + 1)
-    return logits, drafts, count, state._replace(caches=caches, search=progress), tuple(record or ())
+    def narrow() -> tuple[Any, tuple[Cache, ...]]:
+        logits, caches = judged(drafts[:1])
+        return ops.pad(logits, ((0, 0), (0, most - 1), (0, 0))), caches
+
+    if not plan.search:
+        return judged(drafts[:count])
+    most = drafts.shape[0]
+    if most == 1 or pair.draft is not None or record is not None:
+        return judged(drafts)
+    # Shapes are fixed: there are two programs, so that text without repetitions does not cost much more than without
+    # drafts.
+    return ops.cond(count > 1, lambda: judged(drafts), narrow)
 
 
 def accept(
-    plan: loop.Plan, logits: Any, drafts: Any, count: Any, state: loop.State, controls: loop.Controls
+    pair: Pair, plan: loop.Plan, logits: Any, drafts: Any, count: Any, state: loop.State, controls: loop.Controls
 ) -> loop.State:
     """Choose tokens as long as they are the drafted ones, and one more.
 
     Args:
         logits, drafts, count, state: as :func:`look_ahead` gives them.
-        plan, controls: see there.
+        pair, plan, controls: see there.
     """
 
     def going_on(place: Any, agreed: Any, *state: Any) -> Any:
@@ -161,15 +182,28 @@ def accept(
     # What no choice changes stays outside of the loop.
     parts = (ops.zeros((), dtype="int32"), ops.ones((), dtype="bool"), *state._replace(caches=(), search=()))
     place, _, *chosen = ops.while_loop(going_on, body, parts)
-    progress = adapted(state.search, place - 1, count, controls.search)
+    width = (next_width if pair.draft is None else scheduled_width)(
+        state.search.width, place - 1, count, controls.search
+    )
+    progress = state.search._replace(width=width)
     return loop.State(*chosen)._replace(caches=state.caches, search=progress)
 
 
-def adapted(progress: Progress, accepted: Any, count: Any, drafting: Drafting) -> Progress:
-    """The number of tokens to draft next: two more after full success, otherwise one less."""
-    longer = ops.minimum(progress.width + 2, ops.shape(drafting.offsets)[0])
-    width = ops.where(accepted == count, longer, ops.maximum(progress.width - 1, 1))
-    return progress._replace(width=ops.where(drafting.grows, width, progress.width))
+def next_width(width: Any, accepted: Any, count: Any, drafting: Drafting) -> Any:
+    """How many tokens to take from the text next: twice as many after full success, otherwise down to half.
+
+    In most texts the newest token stood before, and what followed it then rarely follows now: drafts that are wrong
+    time after time must cost next to nothing.
+    """
+    longer = ops.minimum(2 * width, ops.shape(drafting.offsets)[0])
+    shorter = ops.maximum(ops.maximum(width // 2, accepted + 1), 1)
+    return ops.where(count == 0, width, ops.where(accepted == count, longer, shorter))
+
+
+def scheduled_width(width: Any, accepted: Any, count: Any, drafting: Drafting) -> Any:
+    """How many tokens a model is to draft next: two more after full success, otherwise one less, if that may change."""
+    longer = ops.minimum(width + 2, ops.shape(drafting.offsets)[0])
+    return ops.where(drafting.grows, ops.where(accepted == count, longer, ops.maximum(width - 1, 1)), width)
 
 
 def newest_of(state: loop.State) -> Any:

@@ -72,7 +72,7 @@ class SpeculativeRun(Run):
         drafting = speculation.Drafting(
             offsets=np.arange(self._most, dtype="int32"),
             ngram=np.int32(config.max_matching_ngram_size or NGRAM),
-            width=np.int32(config.num_assistant_tokens),
+            width=np.int32(self._most if self.extras.assistant is None else config.num_assistant_tokens),
             grows=np.bool_(config.num_assistant_tokens_schedule != "constant"),
             confidence=np.float32(config.assistant_confidence_threshold or 0.0),
         )

@@ -88,16 +88,14 @@ class Stepper:
         self.controls = controls._replace(processors=())
 
     def step(self, state: loop.State | None, ids: Any = None, real: Any = None, past: Any = ()) -> loop.State:
-        """One more token for each row: the first after the prompt `ids`, later ones after a state.
-
-        `past` is `Controls.past`.
-        """
+        """One more token for each row: the first after the prompt `ids`, later ones after a state."""
         logits, state, record = self._begin(ids, real, past) if state is None else self._proceed(state)
         scores = self._scores(logits, state)
         self.records.add(logits, scores, record, int(state.slot), int(state.step))
         return self.compiled("pick")(self.plan, logits, scores, state, self.controls)
 
     def _begin(self, ids: Any, real: Any, past: Any) -> Any:
+        """What the program `begin` gives."""
         static = (self.plan._replace(resumed=bool(past)), self.records.recording)
         return self.compiled("begin")(static, ids, real, self.controls._replace(past=past))
 

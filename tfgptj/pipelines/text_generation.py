@@ -169,13 +169,8 @@ class TextGenerationPipeline(Pipeline):
         given, seed, jit = (settings[name] for name in ("generation_config", "seed", "jit_compile"))
         functions = functions_of(settings["logits_processor"], settings["prefix_allowed_tokens_fn"])
         criteria = listed("stopping_criteria", settings["stopping_criteria"])
-        extras = Extras(
-            functions,
-            criteria,
-            tokenizer=self.tokenizer,
-            assistant=settings["assistant_model"],
-            prefix_cache=settings["prefix_cache"],
-        )
+        helpers = {"assistant": settings["assistant_model"], "prefix_cache": settings["prefix_cache"]}
+        extras = Extras(functions, criteria, tokenizer=self.tokenizer, **helpers)
         return new_run(self.model, ids, mask, given, seed, jit, parameters, extras)
 
     def _prompts(self, texts: list[str], settings: dict[str, Any]) -> Iterator[Prompt]:
