@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,15 @@ import pytest
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDENS = FIXTURES / "goldens"
 CONFIGS = sorted(path.parent.name for path in GOLDENS.glob("*/outputs.npz"))
+
+
+def elsewhere(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """Parameters of a test: on TensorFlow all of them, on the other backends, which compile for each, those to keep."""
+    import keras
+
+    everything = list(cases)
+    assert [case for case in kept if case not in everything] == []
+    return everything if keras.backend.backend() == "tensorflow" else list(kept)
 
 
 class Golden:
@@ -36,6 +47,14 @@ class Golden:
 
     def load(self, cls: Any, head: str = "causal_lm", **options: Any) -> Any:
         return cls.from_pretrained(self.directory / head, **options)
+
+
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Also where the tests run in the background of a script, which starts them deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=CONFIGS)

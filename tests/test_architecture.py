@@ -21,8 +21,8 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "attention", "block", "inputs", "resizing", "base", "backbone", "losses"),
-    *("generative", "heads"),
+    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
+    *("base", "backbone", "losses", "generative", "heads"),
 )
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
 LEVEL_2 = ("checkpoints", "generation")  # in this order
@@ -36,6 +36,9 @@ DOORS = {
     ("config", "checkpoints.hub"): "GPTJConfig.from_pretrained",
     ("config", "checkpoints.directory"): "GPTJConfig.from_pretrained",
     ("config", "checkpoints.push"): "GPTJConfig.push_to_hub",
+    ("adaptable", "training.adapters"): "save_adapter and load_adapter of every model",
+    ("adaptable", "training.lora"): "add_lora and its relatives of every model",
+    ("base", "training.lora"): "a model's Keras configuration tells of its adapters",
     ("base", "checkpoints.load"): "from_pretrained and load_pretrained of every model",
     ("base", "checkpoints.save"): "save_pretrained of every model",
     ("base", "checkpoints.push"): "push_to_hub of every model",
@@ -50,6 +53,7 @@ DOORS = {
 # Where a backend's own library may stand; everything else is written in `keras.ops`.
 BACKENDS = {
     "batching": "return_tensors='tf' gives TensorFlow tensors",
+    "benchmark.machine": "asks TensorFlow which GPU there is, and for its memory",
     "checkpoints.load": "TensorFlow takes an array's memory as it is through DLPack, where keras.ops copies it twice",
     "cli": "--device chooses what TensorFlow sees",
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",

@@ -2,60 +2,77 @@
 
 from __future__ import annotations
 
-import json
+import collections
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import elsewhere
+from generation_goldens import arrays, cases, check_full, inputs_of, load, parameters_of
 
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
 from tfgptj.generation.beam_run import BeamRun
 from tfgptj.generation.beams import Result
+from tfgptj.generation.functions import functions_of, listed
 from tfgptj.generation.results import GenerationOutput, compute_transition_scores
-from tfgptj.generation.run import CHUNK
+from tfgptj.generation.run import CHUNK, Extras
 from tfgptj.generation.strategies import new_run
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
 
-pytestmark = pytest.mark.core
-GOLDENS = FIXTURES / "goldens_generation"
+core = pytest.mark.core  # what must pass on Keras's other backends too
 TENSORFLOW = keras.backend.backend() == "tensorflow"
+# The functions of a case see the number of a row, or the width of all: its rows belong together.
+OF_THE_BATCH = {"prefix_allowed_tokens_fn", "stopping_criteria"}
 
-
-def cases_of(part: str, prefix: str) -> dict[str, dict[str, Any]]:
-    """The cases of a part, by name; without those that call functions."""
-    chosen = {}
-    for case in json.loads((GOLDENS / f"{part}.json").read_text()):
-        parameters = case["parameters"]
-        if case["name"].startswith(prefix) and not {"prefix_allowed_tokens_fn", "logits_processor"} & set(parameters):
-            chosen[case["name"]] = case
-    return chosen
-
-
-BEAMS, GROUPS = cases_of("strategies", "beams_"), cases_of("retired", "groups")
-ARRAYS = {**np.load(GOLDENS / "strategies.npz"), **np.load(GOLDENS / "retired.npz")}
+PARTS = {
+    case["name"]: part
+    for part in ("strategies", "beams", "retired")
+    for case in cases(part)
+    if case["name"].startswith(("beams", "groups"))
+}
+CASES = {case["name"]: case for part in ("strategies", "beams", "retired") for case in cases(part)}
+REPRESENTATIVE = (
+    *("beams_3", "beams_three_eos", "beams_penalty_0.5_stopping_False", "beams_penalty_2.0_stopping_never"),
+    *("beams_many_processors", "beams_criteria", "beams_stop_strings", "beams_guidance", "groups", "groups_of_three"),
+    *("groups_many_processors", "groups_functions"),
+)
 
 
 @pytest.fixture(scope="module")
 def model() -> TFGPTJForCausalLM:
-    return TFGPTJForCausalLM.from_pretrained(GOLDENS / "model")
+    return load()
 
 
-def prompts_of(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask [B, P] of a case; where Hugging Face takes padding for text, of the first row, which has none."""
-    ids, mask = (ARRAYS[f"{case['name']}/{name}"] for name in ("input_ids", "attention_mask"))
-    if case.get("rows_alone", True):
-        return ids, mask
-    assert mask[0].all()
-    return ids[:1], mask[:1]
+def golden(name: str, array: str) -> np.ndarray:
+    return arrays(PARTS[name])[f"{name}/{array}"]
 
 
-def run_of(model: TFGPTJForCausalLM, case: dict[str, Any], jit: bool | None = None) -> BeamRun:
-    return new_run(model, *prompts_of(case), None, None, jit, case["parameters"])
+def together(name: str) -> bool:
+    """Whether all rows come out as they do alone; not where Hugging Face takes padding for text."""
+    return CASES[name].get("rows_alone", True) or bool(OF_THE_BATCH & set(CASES[name]["parameters"]))
+
+
+def rows_of(name: str) -> int:
+    """How many rows of a case must be Hugging Face's: all, or the first, which has no padding."""
+    mask = golden(name, "attention_mask")
+    assert together(name) or mask[0].all()
+    return len(mask) if together(name) else 1
+
+
+def run_of(model: TFGPTJForCausalLM, name: str, jit: bool | None = None) -> BeamRun:
+    inputs, parameters = inputs_of(PARTS[name], name, rows_of(name)), parameters_of(CASES[name])
+    given = {key: parameters.pop(key, None) for key in ("logits_processor", "prefix_allowed_tokens_fn")}
+    extras = Extras(
+        functions=functions_of(**given),
+        criteria=listed("stopping_criteria", parameters.pop("stopping_criteria", None)),
+        negative=(inputs.get("negative_prompt_ids"), inputs.get("negative_prompt_attention_mask")),
+        tokenizer=parameters.pop("tokenizer", None),
+    )
+    return new_run(model, inputs["input_ids"], inputs["attention_mask"], None, None, jit, parameters, extras)
 
 
 def search(run: BeamRun) -> Result:
@@ -64,84 +81,95 @@ def search(run: BeamRun) -> Result:
     return run.found()
 
 
-def check(found: Result, case: dict[str, Any]) -> None:
+def check(found: Result, name: str) -> None:
     """Compare with a golden; of groups it has no indices."""
-    name, rows, new = case["name"], len(found.tokens), found.tokens.shape[1]
-    expected = ARRAYS[f"{name}/sequences"][:rows, ARRAYS[f"{name}/input_ids"].shape[1] :]
-    assert expected.shape[1] == new or not case.get("rows_alone", True)
-    if case["parameters"]["pad_token_id"] == 0:  # which Hugging Face takes for none at all
+    rows, new, parameters = len(found.tokens), found.tokens.shape[1], CASES[name]["parameters"]
+    expected = golden(name, "sequences")[:rows, golden(name, "input_ids").shape[1] :]
+    if name == "groups_criteria_length":  # Hugging Face puts an end after what a criterion ended
+        assert expected.shape[1] == new + 1
+        assert np.isin(expected[:, new], [parameters["eos_token_id"], parameters["pad_token_id"]]).all()
+    else:
+        assert expected.shape[1] == new or not together(name)
+    if parameters["pad_token_id"] == 0:  # which Hugging Face takes for none at all
         expected = np.where(found.beam_indices < 0, 0, expected)
     np.testing.assert_array_equal(found.tokens, expected[:, :new])
-    scores = ARRAYS[f"{name}/sequences_scores"][:rows]
+    scores = golden(name, "sequences_scores")[:rows]
     same = np.ones(rows, bool)
-    if "repetition_penalty" in case["parameters"]:  # Hugging Face takes padding for text: another score, the same texts
-        full = prompts_of(case)[1].all(axis=1)
+    if "repetition_penalty" in parameters:  # Hugging Face takes padding for text: another score, the same texts
+        full = golden(name, "attention_mask")[: rows_of(name)].all(axis=1)
         same = np.repeat(full, rows // len(full))
     assert same.any()
-    np.testing.assert_allclose(found.scores[same], scores[same], rtol=2e-5)
-    if f"{name}/beam_indices" in ARRAYS:
-        indices = ARRAYS[f"{name}/beam_indices"][:rows]
+    np.testing.assert_allclose(found.scores[same], scores[same], rtol=2e-5, atol=2e-6)
+    if f"{name}/beam_indices" in arrays(PARTS[name]):
+        indices = golden(name, "beam_indices")[:rows]
         np.testing.assert_array_equal(found.beam_indices, indices[:, :new])
         assert (indices[:, new:] == -1).all()
 
 
+@core
 def test_all_cases_are_there() -> None:
-    assert len(BEAMS) == 34
-    assert len(GROUPS) == 12
+    found = collections.Counter(PARTS.values())
+    assert found == {"strategies": 36, "beams": 12, "retired": 15}
 
 
-@pytest.mark.parametrize("name", [*BEAMS, *GROUPS])
+@pytest.mark.parametrize("name", elsewhere(PARTS, *REPRESENTATIVE))
 def test_texts_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
-    case = {**BEAMS, **GROUPS}[name]
-    check(search(run_of(model, case)), case)
+    check(search(run_of(model, name)), name)
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="XLA is a choice on TensorFlow only")
 @pytest.mark.parametrize(
-    "name", ["beams_3", "beams_three_eos", "beams_many_processors", "groups", "groups_many_processors"]
+    "name",
+    [
+        *("beams_3", "beams_three_eos", "beams_many_processors", "groups", "groups_many_processors"),
+        *("beams_criteria", "beams_guidance", "groups_functions"),
+    ],
 )
+@core
 def test_xla_finds_the_same(model: TFGPTJForCausalLM, name: str) -> None:
-    case = {**BEAMS, **GROUPS}[name]
-    check(search(run_of(model, case, jit=True)), case)
+    check(search(run_of(model, name, jit=True)), name)
 
 
 WHOLE = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
-@pytest.mark.parametrize("name", ["beams_full"])
-def test_scores_and_logits_of_each_step(model: TFGPTJForCausalLM, name: str) -> None:
-    case = BEAMS[name]
-    result = model.generate(*prompts_of(case), **{**case["parameters"], **WHOLE})
+@pytest.mark.parametrize("name", ["beams_full", "groups_full"])
+@core
+def test_scores_and_states_of_each_step(model: TFGPTJForCausalLM, name: str) -> None:
+    asked = {**WHOLE, "output_hidden_states": True, "output_attentions": True}
+    result = model.generate(**inputs_of(PARTS[name], name), **CASES[name]["parameters"], **asked)
     assert isinstance(result, GenerationOutput)
-    np.testing.assert_array_equal(result.sequences, ARRAYS[f"{name}/sequences"])
-    np.testing.assert_allclose(result.sequences_scores, ARRAYS[f"{name}/sequences_scores"], rtol=2e-5)
-    indices = ARRAYS[f"{name}/beam_indices"]
+    np.testing.assert_array_equal(result.sequences, golden(name, "sequences"))
+    np.testing.assert_allclose(result.sequences_scores, golden(name, "sequences_scores"), rtol=2e-5)
     assert result.scores is not None
-    assert result.beam_indices is not None
-    np.testing.assert_array_equal(result.beam_indices, indices[:, : result.beam_indices.shape[1]])
-    for given in ("scores", "logits", "transition_scores"):
-        if f"{name}/{given}" in ARRAYS:
-            found = compute_transition_scores(result.sequences, result.scores, result.beam_indices)
-            values = found if given == "transition_scores" else np.stack(getattr(result, given))
-            np.testing.assert_allclose(values, ARRAYS[f"{name}/{given}"], atol=3e-5)
+    np.testing.assert_allclose(np.stack(result.scores), golden(name, "scores"), atol=3e-5)
+    check_full(result, PARTS[name], name)
+    if name == "beams_full":
+        assert result.beam_indices is not None
+        np.testing.assert_array_equal(
+            result.beam_indices, golden(name, "beam_indices")[:, : result.beam_indices.shape[1]]
+        )
+        found = compute_transition_scores(result.sequences, result.scores, result.beam_indices)
+        np.testing.assert_allclose(found, golden(name, "transition_scores"), atol=3e-5)
 
 
+@core
 def test_a_result_without_scores(model: TFGPTJForCausalLM) -> None:
-    case = BEAMS["beams_full"]
-    result = model.generate(*prompts_of(case), **case["parameters"], return_dict_in_generate=True)
+    parameters = CASES["beams_full"]["parameters"]
+    result = model.generate(**inputs_of("strategies", "beams_full"), **parameters, return_dict_in_generate=True)
     assert isinstance(result, GenerationOutput)
-    assert (result.scores, result.logits) == (None, None)
-    np.testing.assert_allclose(result.sequences_scores, ARRAYS["beams_full/sequences_scores"], rtol=2e-5)
+    assert (result.scores, result.logits, result.hidden_states) == (None, None, None)
+    np.testing.assert_allclose(result.sequences_scores, golden("beams_full", "sequences_scores"), rtol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_beams": 3, "num_return_sequences": 2},
-        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
-        {"num_beams": 3, "do_sample": True, "seed": 5, "num_return_sequences": 2},
-    ],
-)
+DRAWN = {"num_beams": 3, "do_sample": True, "seed": 5, "num_return_sequences": 2}
+KINDS = [
+    *({"num_beams": 3, "num_return_sequences": 2}, DRAWN),
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4},
+]
+
+
+@pytest.mark.parametrize("options", elsewhere(KINDS, DRAWN))
 def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM, options: dict[str, Any]) -> None:
     options = {**options, "max_new_tokens": 10, "eos_token_id": [10, 31], "pad_token_id": 0}
     returned = options["num_return_sequences"]
@@ -155,6 +183,7 @@ def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM
         assert (new[:, width:] == 0).all()
 
 
+@core
 def test_long_searches_cross_chunks(model: TFGPTJForCausalLM) -> None:
     options = {"num_beams": 3, "max_new_tokens": 2 * CHUNK + 3, "eos_token_id": None}
     whole = model.generate([[8, 20]], **options)
@@ -168,6 +197,7 @@ def test_long_searches_cross_chunks(model: TFGPTJForCausalLM) -> None:
 # Drawn beams
 
 
+@core
 def test_same_seed_same_texts(model: TFGPTJForCausalLM) -> None:
     options = {"do_sample": True, "num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "temperature": 2.0}
     first = model.generate([[8, 20]], seed=3, **options)
@@ -176,6 +206,7 @@ def test_same_seed_same_texts(model: TFGPTJForCausalLM) -> None:
     assert len({tuple(row) for row in first}) == 3
 
 
+@core
 def test_zero_temperature_is_beam_search(model: TFGPTJForCausalLM) -> None:
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8}
     np.testing.assert_array_equal(
@@ -183,6 +214,7 @@ def test_zero_temperature_is_beam_search(model: TFGPTJForCausalLM) -> None:
     )
 
 
+@core
 def test_drawn_beams_follow_their_distribution(model: TFGPTJForCausalLM) -> None:
     rows, kept, temperature = 6000, 5, 1.5
     logits = np.asarray(keras.ops.convert_to_numpy(model(np.array([[8, 20]]))))[0, -1].astype("float64")
@@ -205,6 +237,7 @@ def test_drawn_beams_follow_their_distribution(model: TFGPTJForCausalLM) -> None
 
 
 @pytest.mark.parametrize("temperature", [3.0, 5e-4])
+@core
 def test_drawn_beams_compare_scores_over_the_temperature(model: TFGPTJForCausalLM, temperature: float) -> None:
     options = {"do_sample": True, "num_beams": 3, "top_k": 0, "max_new_tokens": 6, "eos_token_id": None, "seed": 2}
     result = model.generate([[8, 20]], temperature=temperature, **options, **WHOLE)
@@ -237,36 +270,13 @@ def test_drawn_beams_compare_scores_over_the_temperature(model: TFGPTJForCausalL
         ({"num_beams": 2, "streamer": object()}, "num_beams=2 cannot be streamed"),
     ],
 )
+@core
 def test_what_does_not_go_together_is_refused(model: TFGPTJForCausalLM, options: dict[str, Any], message: str) -> None:
     with pytest.raises(GenerationError, match=message):
         model.generate([[1]], **options)
 
 
-@pytest.mark.parametrize("search", [{"num_beams": 2}, {"penalty_alpha": 0.6, "top_k": 4}])
-@pytest.mark.parametrize(
-    ("options", "beams_only"),
-    [
-        ({"stop_strings": "a", "tokenizer": GPTJTokenizer.train(["abc"], vocab_size=260)}, True),
-        ({"max_time": 1.0}, True),
-        ({"stopping_criteria": lambda ids, scores: False}, True),
-        ({"guidance_scale": 1.5}, False),
-        ({"logits_processor": lambda ids, scores: scores}, False),
-        ({"prefix_allowed_tokens_fn": lambda row, ids: [1]}, False),
-        ({"output_hidden_states": True, "return_dict_in_generate": True}, False),
-        ({"output_attentions": True, "return_dict_in_generate": True}, False),
-    ],
-)
-def test_what_cannot_be_combined_yet_is_refused(
-    model: TFGPTJForCausalLM, options: dict[str, Any], beams_only: bool, search: dict[str, Any]
-) -> None:
-    if beams_only and "num_beams" not in search:
-        assert model.generate([[8, 20]], max_new_tokens=3, **search, **options).shape[0] == 1
-        return
-    kind = "num_beams > 1" if "num_beams" in search else "contrastive search"
-    with pytest.raises(GenerationError, match=f"{next(iter(options))} cannot be combined with {kind}"):
-        model.generate([[8, 20]], **search, **options)
-
-
+@core
 def test_strongly_shortened_texts_are_found(model: TFGPTJForCausalLM) -> None:
     # Their scores are below -1e9, at which Hugging Face takes texts for missing.
     options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 60, "length_penalty": -5}
@@ -275,11 +285,13 @@ def test_strongly_shortened_texts_are_found(model: TFGPTJForCausalLM) -> None:
     assert (found.scores < -1e9).all()
 
 
+@core
 def test_more_ends_than_tokens(model: TFGPTJForCausalLM) -> None:
     found = search(new_run(model, [[8, 20]], None, None, None, None, {"num_beams": 2, "eos_token_id": list(range(64))}))
     assert found.tokens.shape == (1, 1)
 
 
+@core
 def test_numbers_that_are_not_finite_are_an_error(model: TFGPTJForCausalLM) -> None:
     broken = TFGPTJForCausalLM(model.config)
     broken.set_weights([np.full(w.shape, np.nan, "float32") for w in broken.get_weights()])
@@ -288,6 +300,7 @@ def test_numbers_that_are_not_finite_are_an_error(model: TFGPTJForCausalLM) -> N
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="traces are counted on TensorFlow, whose graphs leave the shapes open")
+@core
 def test_one_trace_serves_every_length_and_batch(model: TFGPTJForCausalLM) -> None:
     fresh = TFGPTJForCausalLM(model.config)
     for length in range(1, 6):
@@ -296,6 +309,7 @@ def test_one_trace_serves_every_length_and_batch(model: TFGPTJForCausalLM) -> No
     assert {program.traces for program in fresh._generation_programs.values()} == {1}
 
 
+@core
 def test_a_pipeline_returns_the_beams_of_each_prompt() -> None:
     tokenizer = GPTJTokenizer.train(["to be or not to be"], vocab_size=260)
     config = GPTJConfig(vocab_size=260, n_positions=32, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)

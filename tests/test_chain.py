@@ -4,43 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
+from chains import WAYS, context_of, run, tensors
 from conftest import numbers
 from generation_goldens import arrays, cases, parameters_of
 from keras import ops
 
-from tfgptj.generation.chain import CUSTOM, ON_THE_HOST, PREFIX, Context, build_chain, cut_chain, process
+from tfgptj.generation.chain import CUSTOM, ON_THE_HOST, PREFIX, build_chain, cut_chain
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.processors import FORBIDDEN
 
 pytestmark = pytest.mark.core
-BACKEND = keras.backend.backend()
 CASES = {case["name"]: case for case in cases("processors")}
 
 # Hugging Face keeps one of several equal tokens that come last, tfgptj all of them.
 TIES = ("top_p_keeps_more_for_beams", "min_p_keeps_more_for_beams", "many_beams")
-
-
-def tensors(values: Any) -> Any:
-    return tuple(tuple(ops.convert_to_tensor(value) for value in some) for some in values)
-
-
-def context_of(ids: np.ndarray, prompt_length: int, limit: int, eos: tuple[int, ...], padding: int = 0) -> Context:
-    """Texts with so many slots of padding before them, and four slots of room after."""
-    rows, length = ids.shape
-    ids = np.pad(ids.astype("int32"), ((0, 0), (padding, 4)), constant_values=3)
-    real = np.zeros(ids.shape, bool)
-    real[:, padding : padding + length] = True
-    scalars = {"slot": padding + length, "step": length - prompt_length, "limit": limit}
-    return Context(
-        ids=ops.convert_to_tensor(ids),
-        real=ops.convert_to_tensor(real),
-        length=ops.convert_to_tensor(np.full(rows, length, "int32")),
-        eos=ops.convert_to_tensor(np.asarray(eos, "int32")),
-        **{name: ops.convert_to_tensor(value, dtype="int32") for name, value in scalars.items()},
-    )
 
 
 def on_the_host(name: str, functions: dict[str, Any], ids: np.ndarray, scores: np.ndarray, beams: int) -> np.ndarray:
@@ -69,21 +48,6 @@ def processed(case: dict[str, Any], compiled: bool = False, padding: int = 0) ->
     return scores
 
 
-def run(names: Any, static: Any, scores: Any, context: Context, compiled: bool) -> Any:
-    def function(scores: Any, context: Context, static: Any) -> Any:
-        return process(names, static, scores, context)
-
-    if compiled and BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        function = tf.function(function, jit_compile=True, autograph=False)
-    elif compiled and BACKEND == "jax":
-        import jax
-
-        function = jax.jit(function)
-    return function(scores, context, static)
-
-
 def check(case: dict[str, Any], **options: Any) -> None:
     result = processed(case, **options)
     expected = arrays("processors")[f"{case['name']}/expected"]
@@ -101,17 +65,12 @@ def test_there_is_a_case_for_every_processor() -> None:
     assert len(CASES) == 72
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
-def test_scores_are_hugging_face_s(name: str) -> None:
-    check(CASES[name])
+def test_scores_are_hugging_face_s(name: str, way: str) -> None:
+    check(CASES[name], compiled=way == "compiled")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "prompt_length" not in CASES[name]["parameters"]])
 def test_padding_is_no_text(name: str) -> None:
-    check(CASES[name], padding=3)
-
-
-@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch runs the same functions eagerly")
-@pytest.mark.parametrize("name", CASES)
-def test_compiled_scores_are_the_same(name: str) -> None:
-    check(CASES[name], compiled=True)
+    check(CASES[name], padding=3, compiled=WAYS == ("compiled",))

@@ -61,11 +61,12 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def test_only_run_and_train_load_a_framework(tmp_path: Path) -> None:
+def test_help_and_checkpoints_load_no_framework(tmp_path: Path) -> None:
     program = f"""
 import sys
 from tfgptj import cli
-for arguments in ("--help", "run --help", "train --help", "convert --help", "--version", "", "run --greedy --top-k 3"):
+for arguments in ("--help", "run --help", "train --help", "convert --help", "bench --help", "bench generate --help",
+                  "--version", "", "run --greedy --top-k 3", "bench generate --rounds many"):
     try:
         cli.main(arguments.split())
     except SystemExit:

@@ -2,61 +2,65 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import elsewhere
+from generation_goldens import arrays, cases, check_full, inputs_of, load, parameters_of
 
 from tfgptj.errors import GenerationError
+from tfgptj.generation.results import GenerationOutput
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
-GOLDENS = FIXTURES / "goldens_generation"
 TENSORFLOW = keras.backend.backend() == "tensorflow"
-ARRAYS = np.load(GOLDENS / "retired.npz")
-
-
-def cases() -> dict[str, dict[str, Any]]:
-    """By name."""
-    given = json.loads((GOLDENS / "retired.json").read_text())
-    return {case["name"]: case for case in given if case["name"].startswith("contrastive")}
-
-
-CASES = cases()
+CASES = {case["name"]: case for case in cases("retired") if case["name"].startswith("contrastive")}
 
 
 @pytest.fixture(scope="module")
 def model() -> TFGPTJForCausalLM:
-    return TFGPTJForCausalLM.from_pretrained(GOLDENS / "model")
+    return load()
 
 
 def test_all_cases_are_there() -> None:
-    assert len(CASES) == 9
+    assert len(CASES) == 12
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", elsewhere(CASES, "contrastive", "contrastive_guidance", "contrastive_many_processors"))
 def test_ids_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
-    ids, mask = ARRAYS[f"{name}/input_ids"], ARRAYS[f"{name}/attention_mask"]
-    rows = len(ids) if CASES[name].get("rows_alone", True) else 1  # where padding is taken for text, one without it
-    assert rows == len(ids) or mask[0].all()
-    found = model.generate(ids[:rows], mask[:rows], **CASES[name]["parameters"])
-    np.testing.assert_array_equal(found, ARRAYS[f"{name}/sequences"][:rows, : found.shape[1]])
-    assert rows < len(ids) or found.shape == ARRAYS[f"{name}/sequences"].shape
+    case, expected = CASES[name], arrays("retired")[f"{name}/sequences"]
+    # Where padding is taken for text, one without it; a function that sees the number of a row belongs to the batch.
+    whole = case.get("rows_alone", True) or "prefix_allowed_tokens_fn" in case["parameters"]
+    rows = len(expected) if whole else 1
+    assert whole or arrays("retired")[f"{name}/attention_mask"][0].all()
+    found = model.generate(**inputs_of("retired", name, rows), **parameters_of(case))
+    np.testing.assert_array_equal(found, expected[:rows, : found.shape[1]])
+    assert not whole or found.shape == expected.shape
+
+
+@pytest.mark.parametrize("name", ["contrastive_full", "contrastive_guidance_full"])
+def test_scores_and_states_of_each_step(model: TFGPTJForCausalLM, name: str) -> None:
+    asked = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+    options = dict.fromkeys(("return_dict_in_generate", *asked), True)
+    result = model.generate(**inputs_of("retired", name), **parameters_of(CASES[name]), **options)
+    assert isinstance(result, GenerationOutput)
+    found = arrays("retired")
+    np.testing.assert_array_equal(result.sequences, found[f"{name}/sequences"])
+    assert result.scores is not None
+    np.testing.assert_allclose(np.stack(result.scores), found[f"{name}/scores"], rtol=1e-4, atol=1e-4)
+    scores = model.compute_transition_scores(result.sequences, result.scores)
+    np.testing.assert_allclose(scores, found[f"{name}/transition_scores"], rtol=1e-4, atol=1e-4)
+    check_full(result, "retired", name)
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="XLA is a choice on TensorFlow only")
-def test_xla_gives_the_same(model: TFGPTJForCausalLM) -> None:
+@pytest.mark.parametrize("name", ["contrastive", "contrastive_guidance"])
+def test_xla_gives_the_same(model: TFGPTJForCausalLM, name: str) -> None:
     for jit in (False, True):
-        ids = model.generate(
-            ARRAYS["contrastive/input_ids"],
-            ARRAYS["contrastive/attention_mask"],
-            jit_compile=jit,
-            **CASES["contrastive"]["parameters"],
-        )
-        np.testing.assert_array_equal(ids, ARRAYS["contrastive/sequences"])
+        ids = model.generate(**inputs_of("retired", name), jit_compile=jit, **parameters_of(CASES[name]))
+        np.testing.assert_array_equal(ids, arrays("retired")[f"{name}/sequences"])
 
 
 def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM) -> None:
@@ -94,8 +98,6 @@ def test_a_streamer_gets_the_same_tokens(model: TFGPTJForCausalLM) -> None:
     ("options", "message"),
     [
         ({"num_return_sequences": 2}, "num_return_sequences > 1 needs do_sample=True or num_beams > 1"),
-        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores cannot be combined with contrastive"),
-        ({"output_logits": True, "return_dict_in_generate": True}, "output_logits cannot be combined with contrastive"),
         ({"penalty_alpha": 1.5}, "penalty_alpha must be between 0 and 1, got 1.5"),
         ({"penalty_alpha": "much"}, "penalty_alpha must be a number, got 'much'"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import Golden
+from conftest import CONFIGS, Golden, elsewhere
 
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
@@ -29,6 +29,7 @@ def model() -> TFGPTJForCausalLM:
     return TFGPTJForCausalLM(GPTJConfig(**shape, bos_token_id=1, eos_token_id=None, initializer_range=0.3))
 
 
+@pytest.mark.parametrize("golden", elsewhere(CONFIGS, "base", "odd_sizes", "rotary_none", "tied"), indirect=True)
 @pytest.mark.parametrize("jit", [False, True] if TENSORFLOW else [False])
 def test_greedy_equals_hugging_face(golden: Golden, jit: bool) -> None:
     model = golden.load(TFGPTJForCausalLM)
@@ -80,7 +81,7 @@ def test_zero_temperature_is_greedy(model: TFGPTJForCausalLM) -> None:
 
 def test_top_k_one_and_tiny_top_p_are_greedy(model: TFGPTJForCausalLM) -> None:
     expected = model.generate(PROMPT, max_new_tokens=8)
-    for option in ({"top_k": 1}, {"top_k": 0, "top_p": 1e-6}, {"temperature": 1e-4}):
+    for option in ({"top_k": 1}, {"top_k": 0, "top_p": 1e-6}, {"top_k": 0, "top_p": 0}, {"temperature": 1e-4}):
         np.testing.assert_array_equal(model.generate(PROMPT, do_sample=True, max_new_tokens=8, **option), expected)
 
 
@@ -206,6 +207,8 @@ def test_interruption_leaves_the_model_usable(model: TFGPTJForCausalLM) -> None:
     [
         ({"input_ids": [[61]]}, InputError, r"input_ids\[0, 0\] is 61, outside 0…60"),
         ({"input_ids": [[-1]]}, InputError, r"input_ids\[0, 0\] is -1"),
+        ({"input_ids": [[3, 61]], "jit_compile": True}, InputError, r"input_ids\[0, 1\] is 61, outside 0…60"),
+        ({"input_ids": [[1] * 65]}, InputError, "input_ids holds 65 positions, but the model has n_positions=64"),
         ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, InputError, "row 0 of the prompt has no token"),
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, InputError, "attention_mask has shape"),
         ({"input_ids": [1, 2]}, InputError, r"must have the shape \[B, T\]"),
@@ -214,11 +217,10 @@ def test_interruption_leaves_the_model_usable(model: TFGPTJForCausalLM) -> None:
         ({"input_ids": [[1, 2]], "max_length": 2}, GenerationError, "max_length=2 leaves no room"),
         ({"input_ids": [[1]], "max_new_token": 2}, GenerationError, "did you mean max_new_tokens"),
         (
-            {"input_ids": [[1]], "prompt_lookup_num_tokens": 4},
+            {"input_ids": [[1]], "assistant_model": 1},
             GenerationError,
-            "prompt_lookup search is not supported by tfgptj",
+            "assistant_model must be a TFGPTJForCausalLM, got int",
         ),
-        ({"input_ids": [[1]], "assistant_model": 1}, GenerationError, "assistant_model is not supported by tfgptj"),
         ({"input_ids": [[1]], "seed": -1}, GenerationError, "seed must be an integer"),
         ({"input_ids": [[1]], "seed": 1.5}, GenerationError, "seed must be an integer"),
         ({"input_ids": [[1]], "generation_config": {"top_k": 1}}, GenerationError, "must be a GenerationConfig"),

@@ -143,6 +143,8 @@ def refused() -> list[tuple[str, Any, str]]:
         ("sequence_bias", [[1], 2], "sequence_bias must be a dict of tuples of token ids and their biases, or a list"),
         ("sequence_bias", {(): 1.0}, "sequence_bias must be a list of lists of token ids, none of them empty"),
         ("sequence_bias", {(1,): float("inf")}, "sequence_bias must be between -1e+30 and 1e+06, got inf"),
+        ("sequence_bias", {(1,): float("nan")}, "sequence_bias must be between -1e+30 and 1e+06, got nan"),
+        ("exponential_decay_length_penalty", (1, float("nan")), "exponential_decay_length_penalty must be between 0"),
         ("sequence_bias", {(1,): "much"}, "sequence_bias must be a number, got 'much'"),
         ("exponential_decay_length_penalty", 5, "exponential_decay_length_penalty must be a pair of a number of"),
         ("exponential_decay_length_penalty", (1.5, 2), "exponential_decay_length_penalty must be an integer, got 1.5"),
@@ -160,6 +162,13 @@ def test_values_out_of_range_are_refused(name: str, value: Any, text: str) -> No
         GenerationConfig(**{name: value})
     with pytest.raises(GenerationError, match=f"^{re.escape(text)}"):
         setattr(GenerationConfig(), name, value)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), [float("nan")], np.float32("nan")])
+def test_what_is_no_number_is_no_value_of_any_parameter(name: str, value: Any) -> None:
+    with pytest.raises(GenerationError, match=f"^{name} must be"):
+        GenerationConfig(**{name: value})
 
 
 def test_a_number_too_long_to_print_is_refused_all_the_same() -> None:

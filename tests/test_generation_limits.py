@@ -1,7 +1,29 @@
-"""Limits of generation: an error that names the numbers, before any work; and how often a model is compiled."""
+"""Limits of generation: an error that names the numbers, before any work; and how often a model is compiled.
+
+What can go wrong, and which tests show that it does not:
+
+G1  ids that no model has          test_inputs, test_generate::test_errors_come_before_any_work; here
+                                   test_finished_rows_may_be_filled_with_a_token_that_there_is_not
+G2  no rows, no tokens, padding    here test_there_must_be_a_prompt; test_models::test_a_row_of_padding_poisons_nothing
+G3  NaN, or no token allowed       here test_broken_weights_are_an_error, test_every_token_forbidden
+G4  too long, no length at all     test_generation_config::test_values_out_of_range_are_refused, test_generate
+G5  numbers that make no sense     test_generation_config, test_generate; here
+                                   test_more_beams_than_tokens_find_the_best_of_all
+G6  the cache at every position    test_cached_decoding
+G7  neighbours and padding         test_rows_do_not_depend_on_neighbours_or_padding, of beams, contrastive, scores too
+G8  a seed and its text            test_sampling, test_streaming; here test_another_process_draws_the_same
+G9  Ctrl-C, dropped streams        test_interruptions
+G10 memory                         here, from test_too_much_memory_is_refused_with_the_numbers on
+G11 threads and compilations       here, from test_two_threads_may_generate_at_once on
+G12 parts of characters and stops  test_streaming, test_stopping
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -44,9 +66,31 @@ def test_every_token_forbidden(model: TFGPTJForCausalLM, parameters: dict[str, A
         model.generate([[9]], max_new_tokens=4, **parameters)
 
 
-def test_invalid_logits_can_be_removed() -> None:
+def broken_model() -> TFGPTJForCausalLM:
     broken = small()
     broken.lm_head.dense.bias.assign(np.where(np.arange(61) == 5, np.nan, 0).astype("float32"))
+    return broken
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="the flag is the same on every backend")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "seed": 0},
+        {"num_beams": 2},
+        {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.0},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"guidance_scale": 1.5},
+        {"return_dict_in_generate": True, "output_scores": True},
+    ],
+)
+def test_broken_weights_are_an_error(options: dict[str, Any]) -> None:
+    with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits within 1 new tokens"):
+        broken_model().generate([[1]], max_new_tokens=1, **options)
+
+
+def test_invalid_logits_can_be_removed() -> None:
+    broken = broken_model()
     with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits within 1 new tokens"):
         broken.generate([[1]], max_new_tokens=1)
     for options in ({}, {"return_dict_in_generate": True, "output_scores": True}):
@@ -76,6 +120,7 @@ def test_invalid_logits_can_be_removed() -> None:
             "negative_prompt_attention_mask was given without negative_prompt_ids",
         ),
         ({"guidance_scale": 2, "negative_prompt_ids": [[1] * 60]}, InputError, "a prompt of 60 tokens and 20 new ones"),
+        ({"guidance_scale": 2, "negative_prompt_ids": [[1, 64]]}, InputError, r"\[0, 1\] is 64, outside 0…63"),
     ],
 )
 def test_errors_come_before_any_work(
@@ -85,11 +130,56 @@ def test_errors_come_before_any_work(
         model.generate([[1, 2]], **{"max_new_tokens": 20, **call})
 
 
+@pytest.mark.parametrize("ids", [[], [[]], np.zeros((0, 3), int), np.zeros((2, 0), int)])
+def test_there_must_be_a_prompt(model: TFGPTJForCausalLM, ids: Any) -> None:
+    with pytest.raises(InputError, match="input_ids is empty: shape .* give at least one row of one token"):
+        model.generate(ids)
+
+
 def test_one_negative_prompt_serves_all() -> None:
     prompt = Rows(np.array([[5, 6], [7, 0]]), np.array([[1, 1], [1, 0]], bool))
     config = GPTJConfig(vocab_size=64)
     assert negative_rows(config, None, None, prompt).ids.tolist() == [[6], [7]]
     assert negative_rows(config, [[3, 4]], None, prompt).ids.tolist() == [[3, 4], [3, 4]]
+
+
+# What rows go on with once they have ended
+
+ENDING: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "step by step": {"return_dict_in_generate": True, "output_scores": True},
+    "a criterion": {"eos_token_id": None, "stopping_criteria": lambda ids, scores: [ids.shape[1] > 2, False]},
+    "contrastive": {"penalty_alpha": 0.4, "top_k": 4},
+    "beams": {"num_beams": 2, "eos_token_id": [39, 42]},
+    "guidance": {"guidance_scale": 1.001},
+    "drafts": {"prompt_lookup_num_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("name", ENDING if TENSORFLOW else ["greedy", "step by step"])
+def test_finished_rows_may_be_filled_with_a_token_that_there_is_not(model: TFGPTJForCausalLM, name: str) -> None:
+    def rows(pad: int) -> np.ndarray:
+        options = {"max_new_tokens": 6, "eos_token_id": 39, "pad_token_id": pad, **ENDING[name]}
+        ids = model.generate([[5, 6], [7, 8]], **options)
+        return ids if isinstance(ids, np.ndarray) else ids.sequences
+
+    expected = rows(63)
+    assert (expected[0] == 63).sum() > 1
+    for pad in (64, 2**31 - 1):
+        np.testing.assert_array_equal(rows(pad), np.where(expected == 63, pad, expected))
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="the same beams on every backend")
+def test_more_beams_than_tokens_find_the_best_of_all(model: TFGPTJForCausalLM) -> None:
+    prompt = [8, 20]
+    texts = np.array([[*prompt, token] for token in range(64)])
+    first, second = (np.asarray(keras.ops.log_softmax(model(x)[:, -1]), "float64") for x in ([prompt], texts))
+    both = (first[0][:, None] + second).reshape(-1)
+    best = np.argsort(-both)[:100]
+    options = {"num_beams": 100, "num_return_sequences": 100, "max_new_tokens": 2, "eos_token_id": None}
+    found = model.generate([prompt], return_dict_in_generate=True, **options)
+    np.testing.assert_allclose(found.sequences_scores, both[best] / 2, rtol=1e-5)
+    np.testing.assert_array_equal(found.sequences[:, 2:], np.stack(np.divmod(best, 64), axis=1))
 
 
 # Memory
@@ -100,6 +190,8 @@ def test_too_much_memory_is_refused_with_the_numbers(model: TFGPTJForCausalLM, m
     assert model.generate([[1, 2]], max_new_tokens=4).shape[0] == 1
     with pytest.raises(ResourceLimitError, match=r"400 sequences of \d+ tokens need about 0.\d GiB .* 0.0 GiB"):
         model.generate([[1, 2]] * 400, max_new_tokens=60)
+    with pytest.raises(ResourceLimitError, match=r"1 sequences of 6\d{4} tokens need about \d.\d GiB"):
+        model.generate([[1, 2]], max_new_tokens=60, num_beams=1000)
 
 
 def test_the_cache_of_the_estimate_is_the_cache() -> None:
@@ -154,6 +246,45 @@ def test_two_threads_may_generate_at_once(model: TFGPTJForCausalLM) -> None:
     for index in range(2):
         for ids in results[index]:
             np.testing.assert_array_equal(ids, expected[index])
+
+
+def test_threads_may_compile_at_once() -> None:
+    first, second = small(), small()
+    second.set_weights(first.get_weights())
+    options = {"max_new_tokens": 8, "eos_token_id": None, "do_sample": True}
+    expected = [first.generate([[5, 6, 7]], seed=seed, **options) for seed in range(3)]
+    results: dict[int, Any] = {}
+    together = threading.Barrier(3)
+
+    def work(seed: int) -> None:
+        together.wait()
+        results[seed] = second.generate([[5, 6, 7]], seed=seed, **options)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(3):
+        np.testing.assert_array_equal(results[seed], expected[seed])
+
+
+DRAW = """
+from generation_goldens import load
+print(load().generate([[5, 6, 7]], do_sample=True, seed=2**64 + 5, max_new_tokens=12, eos_token_id=None).tolist())
+"""
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="random numbers are NumPy's on every backend")
+def test_another_process_draws_the_same(model: TFGPTJForCausalLM) -> None:
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", DRAW], env=environment, capture_output=True, text=True, check=True)
+    options = {"do_sample": True, "seed": 2**64 + 5, "max_new_tokens": 12, "eos_token_id": None}
+    for jit in (False, True):
+        assert model.generate([[5, 6, 7]], jit_compile=jit, **options).tolist() == json.loads(done.stdout)
+    assert model.generate([[5, 6, 7]], **{**options, "seed": 5}).tolist() != json.loads(done.stdout)
 
 
 # Compilations

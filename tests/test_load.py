@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import GOLDENS, Golden, assert_near, numbers
+from conftest import CONFIGS, GOLDENS, Golden, assert_near, elsewhere, numbers
 from keras import ops
 from safetensors.numpy import load_file, save_file
 
@@ -76,6 +76,7 @@ def edited(directory: Path, change: Callable[[Tensors], object], **fields: Any) 
     return directory
 
 
+@pytest.mark.parametrize("golden", elsewhere(CONFIGS, "base", "odd_sizes", "tied"), indirect=True)
 def test_every_golden_model(golden: Golden) -> None:
     model = golden.load(TFGPTJForCausalLM)
     assert_loaded(model, stored_tensors(golden.directory / "causal_lm"))
@@ -330,7 +331,7 @@ def test_loaded_weights_are_the_models_own(base: Golden) -> None:
     ]  # over memory that was given back
     assert_near(model(base.inputs("none")), base["none/causal_lm/logits"])
     before = loaded_tensors(model)
-    model.compile(keras.optimizers.Adam(0.01), jit_compile=False)
+    model.compile(keras.optimizers.Adam(0.01), jit_compile=keras.backend.backend() == "jax")
     model.fit(base["none/input_ids"], verbose=0, epochs=2)
     after = loaded_tensors(model)
     assert all(np.abs(after[name] - before[name]).max() > 1e-4 for name in before)

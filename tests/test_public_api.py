@@ -19,7 +19,7 @@ MODELS = ("TFGPTJModel", "TFGPTJForCausalLM", "TFGPTJForSequenceClassification",
 
 def test_the_names_are_those_of_the_readme() -> None:
     assert set(tfgptj.__all__) == {
-        *("GPTJConfig", "GPTJTokenizer", "GenerationConfig", "pipeline", "TFGPTJError"),
+        *("GPTJConfig", "GPTJTokenizer", "GenerationConfig", "PrefixCache", "pipeline", "TFGPTJError"),
         *MODELS,
     }
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_goldens import arrays, cases, load, parameters_of
+from conftest import elsewhere
+from generation_goldens import arrays, cases, check_full, inputs_of, load, parameters_of
 
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.results import GenerationOutput
@@ -14,6 +15,10 @@ from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
 MODES = ("greedy", "sample")  # beams and contrastive search have tests of their own
+REPRESENTATIVE = (
+    *("greedy", "greedy_three_eos", "greedy_max_length", "greedy_forced_bos", "greedy_guidance_negative"),
+    *("greedy_prefix_allowed_tokens_fn", "greedy_custom_processor", "greedy_suppress_tokens"),
+)
 ARGUMENTS = ("prefix_allowed_tokens_fn", "logits_processor")
 
 
@@ -41,15 +46,12 @@ def model() -> TFGPTJForCausalLM:
     return load()
 
 
-def inputs_of(name: str) -> dict[str, Any]:
-    found = arrays("strategies")
-    names = ("input_ids", "attention_mask", "negative_prompt_ids", "negative_prompt_attention_mask")
-    return {key: found[f"{name}/{key}"] for key in names if f"{name}/{key}" in found}
-
-
 def comparable(name: str, steps: int) -> np.ndarray:
     """Which scores of a case must be Hugging Face's, bool [B, steps]."""
-    mask, sequences = inputs_of(name)["attention_mask"].astype(bool), arrays("strategies")[f"{name}/sequences"]
+    mask, sequences = (
+        inputs_of("strategies", name)["attention_mask"].astype(bool),
+        arrays("strategies")[f"{name}/sequences"],
+    )
     if name not in COUNTS_PADDING_IN_SCORES:
         return np.ones((len(mask), steps), bool)
     ended = np.cumsum(sequences[:, mask.shape[1] :] == CASES[name]["parameters"]["eos_token_id"], axis=1) > 0
@@ -68,9 +70,9 @@ def without_padding_as_text(name: str) -> bool:
     return name in OF_THE_BATCH or CASES[name].get("rows_alone", True)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if without_padding_as_text(name)])
+@pytest.mark.parametrize("name", elsewhere(filter(without_padding_as_text, CASES), *REPRESENTATIVE))
 def test_ids_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
-    sequences = model.generate(**inputs_of(name), **parameters_of(CASES[name]))
+    sequences = model.generate(**inputs_of("strategies", name), **parameters_of(CASES[name]))
     np.testing.assert_array_equal(sequences, arrays("strategies")[f"{name}/sequences"])
 
 
@@ -78,7 +80,7 @@ def test_ids_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
 def test_rows_without_padding_come_out_the_same_whatever_stands_beside_them(
     model: TFGPTJForCausalLM, name: str
 ) -> None:
-    inputs, expected = inputs_of(name), arrays("strategies")[f"{name}/sequences"]
+    inputs, expected = inputs_of("strategies", name), arrays("strategies")[f"{name}/sequences"]
     whole = inputs["attention_mask"].all(axis=1)
     sequences = model.generate(**inputs, **parameters_of(CASES[name]))
     width = min(sequences.shape[1], expected.shape[1])
@@ -86,14 +88,16 @@ def test_rows_without_padding_come_out_the_same_whatever_stands_beside_them(
     np.testing.assert_array_equal(sequences[whole, :width], expected[whole, :width])
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].get("rows_alone", True)])
+@pytest.mark.parametrize(
+    "name", elsewhere([name for name in CASES if CASES[name].get("rows_alone", True)], "greedy_full", "greedy_guidance")
+)
 def test_transition_scores_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
     wanted = {"return_dict_in_generate": True, "output_scores": True}
-    output = model.generate(**inputs_of(name), **parameters_of(CASES[name]), **wanted)
+    output = model.generate(**inputs_of("strategies", name), **parameters_of(CASES[name]), **wanted)
     assert isinstance(output, GenerationOutput)
     found = arrays("strategies")
     np.testing.assert_array_equal(output.sequences, found[f"{name}/sequences"])
-    assert len(output.scores) == output.sequences.shape[1] - inputs_of(name)["input_ids"].shape[1]
+    assert len(output.scores) == output.sequences.shape[1] - inputs_of("strategies", name)["input_ids"].shape[1]
     for suffix, normalize in (("", False), ("_normalized", True)):
         scores = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=normalize)
         own = comparable(name, scores.shape[1])
@@ -105,20 +109,8 @@ def test_transition_scores_are_hugging_face_s(model: TFGPTJForCausalLM, name: st
 def test_everything_else_is_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
     wanted = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
     options = dict.fromkeys(("return_dict_in_generate", *wanted), True)
-    output = model.generate(**inputs_of(name), **parameters_of(CASES[name]), **options)
-    found, mask = arrays("strategies"), inputs_of(name)["attention_mask"].astype(bool)
-    np.testing.assert_allclose(np.stack(output.logits), found[f"{name}/logits"], rtol=1e-4, atol=1e-4)
+    output = model.generate(**inputs_of("strategies", name), **parameters_of(CASES[name]), **options)
+    found = arrays("strategies")
     own = comparable(name, len(output.scores)).T
     np.testing.assert_allclose(np.stack(output.scores)[own], found[f"{name}/scores"][own], rtol=1e-4, atol=1e-4)
-    for step in range(len(output.scores)):
-        real = mask if step == 0 else np.ones((len(mask), 1), bool)  # what stands at padding says nothing
-        for layer, states in enumerate(output.hidden_states[step]):
-            expected = found[f"{name}/hidden_states/{step}/{layer}"]
-            assert states.shape == expected.shape
-            np.testing.assert_allclose(states[real], expected[real], rtol=1e-4, atol=1e-4)
-        for layer, weights in enumerate(output.attentions[step]):
-            expected = found[f"{name}/attentions/{step}/{layer}"]
-            assert weights.shape == expected.shape
-            by_query = (np.moveaxis(x, 1, 2)[real] for x in (weights, expected))
-            np.testing.assert_allclose(*by_query, rtol=1e-4, atol=1e-4)
-    assert len(output.hidden_states) == len(output.attentions) == len(output.scores)
+    check_full(output, "strategies", name)

@@ -22,6 +22,7 @@ _HOMES = {
     "GPTJConfig": "config",
     "GPTJTokenizer": "tokenizer",
     "GenerationConfig": "generation.config",
+    "PrefixCache": "generation.prefix_cache",
     "TFGPTJModel": "backbone",
     "TFGPTJForCausalLM": "heads",
     "TFGPTJForSequenceClassification": "heads",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tfgptj.config import GPTJConfig as GPTJConfig
     from tfgptj.errors import TFGPTJError as TFGPTJError
     from tfgptj.generation.config import GenerationConfig as GenerationConfig
+    from tfgptj.generation.prefix_cache import PrefixCache as PrefixCache
     from tfgptj.heads import TFGPTJForCausalLM as TFGPTJForCausalLM
     from tfgptj.heads import TFGPTJForQuestionAnswering as TFGPTJForQuestionAnswering
     from tfgptj.heads import TFGPTJForSequenceClassification as TFGPTJForSequenceClassification

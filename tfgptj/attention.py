@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import ops
 
 from tfgptj.config import GPTJConfig
+from tfgptj.projection import Projection
 from tfgptj.rotary import apply_rotary
 
 # Score of a forbidden key. Finite, so that a query with no allowed key averages over all keys instead of giving NaN.
 MASKED = -1e9
 
-Cache = tuple[Any, Any]  # (keys, values), each [B, S, N, H]; keys are stored after their rotation
+# (keys, values), each [B, N, S, H]: as the products with them want them, so that no step transposes a cache. Keys are
+# stored after their rotation.
+Cache = tuple[Any, Any]
+
+# How the program that is being traced writes into a cache, where it has a better way than `ops.slice_update`: a
+# function like `write_slots`.
+WRITER: ContextVar[Callable[[Any, Any, Any], Any] | None] = ContextVar("WRITER", default=None)
 
 
 class ConfiguredLayer(keras.layers.Layer):
@@ -62,9 +71,9 @@ class RotaryAttention(ConfiguredLayer):
         self.attn_dropout = keras.layers.Dropout(config.attn_pdrop, dtype=self.dtype_policy, name="attn_dropout")
         self.resid_dropout = keras.layers.Dropout(config.resid_pdrop, dtype=self.dtype_policy, name="resid_dropout")
 
-    def _projection(self, name: str) -> keras.layers.Dense:
+    def _projection(self, name: str) -> Projection:
         normal = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
-        return keras.layers.Dense(
+        return Projection(
             self.config.n_embd, use_bias=False, kernel_initializer=normal, dtype=self.dtype_policy, name=name
         )
 
@@ -94,7 +103,7 @@ class RotaryAttention(ConfiguredLayer):
             x: float [B, T, D], the new tokens.
             sin, cos: float32 [B, T, 1, R / 2] at the new tokens' positions.
             mask: bool [B, 1, T, S].
-            cache: keys and values [B, S, N, H], or None to start one from these tokens alone (S = T).
+            cache: keys and values [B, N, S, H], or None to start one from these tokens alone (S = T).
             slot: int scalar, the cache slot of the first new token.
             record: a list to which the attention weights [B, N, T, S] are appended.
 
@@ -103,29 +112,43 @@ class RotaryAttention(ConfiguredLayer):
         """
         query, key, value = self._project(x, sin, cos)
         if cache is not None:
-            key = ops.slice_update(cache[0], (0, slot, 0, 0), key)
-            value = ops.slice_update(cache[1], (0, slot, 0, 0), value)
+            key, value = write_slots(cache[0], slot, key), write_slots(cache[1], slot, value)
         mixed, weights = self._attend(query, key, value, mask, training=False)
         if record is not None:
             record.append(weights)
         return self.out_proj(mixed), (key, value)
 
     def _project(self, x: Any, sin: Any, cos: Any) -> tuple[Any, Any, Any]:
-        """Rotated queries, rotated keys, and values, each [B, T, N, H]."""
+        """Rotated queries, rotated keys, and values, each [B, N, T, H]."""
         heads = (*ops.shape(x)[:2], self.config.n_head, self.config.head_dim)
         query, key, value = (
             ops.reshape(projection(x), heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return apply_rotary(query, sin, cos), apply_rotary(key, sin, cos), value
+        query, key = apply_rotary(query, sin, cos), apply_rotary(key, sin, cos)
+        return tuple(_swapped(x) for x in (query, key, value))
 
     def _attend(self, query: Any, key: Any, value: Any, mask: Any, training: bool | None) -> tuple[Any, Any]:
         """Mix the values: [B, T, D], and the attention weights [B, N, T, S]."""
         scale = 1.0 / math.sqrt(self.config.head_dim)
         query, key = ops.cast(query, "float32") * scale, ops.cast(key, "float32")
-        scores = ops.where(mask, ops.einsum("BTNH,BSNH->BNTS", query, key), MASKED)
+        scores = ops.where(mask, ops.matmul(query, ops.swapaxes(key, 2, 3)), MASKED)  # [B, N, T, S]
         # Keras warns of a softmax over a single key; it is 1.
         weights = ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
         weights = ops.cast(weights, value.dtype)
         weights = self.attn_dropout(weights, training=training)
-        mixed = ops.einsum("BNTS,BSNH->BTNH", weights, value)
+        mixed = _swapped(ops.matmul(weights, value))  # [B, T, N, H]
         return ops.reshape(mixed, (*ops.shape(mixed)[:2], self.config.n_embd)), weights
+
+
+def _swapped(x: Any) -> Any:
+    """[B, T, N, H] → [B, N, T, H], or back."""
+    if 1 in x.shape[1:3]:  # the same numbers in the same order
+        batch, first, second, width = ops.shape(x)
+        return ops.reshape(x, (batch, second, first, width))
+    return ops.swapaxes(x, 1, 2)
+
+
+def write_slots(cache: Any, slot: Any, new: Any) -> Any:
+    """A cache [B, N, S, H] with new keys or values [B, N, T, H] from a slot on."""
+    writer = WRITER.get()
+    return ops.slice_update(cache, (0, 0, slot, 0), new) if writer is None else writer(cache, slot, new)

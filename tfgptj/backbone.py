@@ -159,7 +159,7 @@ class TFGPTJModel(GPTJBase):
             input_ids: int32 [B, T], the new tokens.
             positions: int32 [B, T], their positions.
             mask: bool [B, 1, T, S], the cache slots that each new token may look at.
-            caches: per layer (keys, values), each [B, S, N, H]; None starts them from these tokens (S = T).
+            caches: per layer (keys, values), each [B, N, S, H]; None starts them from these tokens (S = T).
             slot: int scalar, the slot that the first new token takes.
             record: a list to which each block's input [B, T, D] and its attention weights [B, N, T, S] are appended,
                 and the last hidden state.

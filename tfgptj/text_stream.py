@@ -33,6 +33,12 @@ class TextStream:
         """Take an int, or a list, array or tensor [T] of ints; return the text that they complete."""
         return self._decoder.decode(self._tokenizer.decode_bytes(ids, self._skip_special_tokens))
 
+    def copy(self) -> TextStream:
+        """Another stream that has taken the same ids."""
+        twin = TextStream(self._tokenizer, self._skip_special_tokens)
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
+
     def end(self) -> str:
         """Return the rest, U+FFFD for an incomplete character; the stream can then take another text."""
         rest = self._decoder.decode(b"", final=True)

@@ -11,8 +11,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from tfgptj import __version__
+from tfgptj.cli.benchmarks import BENCH_HELP, GENERATE_HELP, add_generate_arguments, generate
 from tfgptj.cli.checkpoints import (
     add_convert_arguments,
     add_info_arguments,
@@ -62,9 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tfgptj {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    def add(verb: Callable[[argparse.Namespace], None], description: str = "") -> argparse.ArgumentParser:
+    def add(
+        verb: Callable[[argparse.Namespace], None], description: str = "", among: Any = verbs
+    ) -> argparse.ArgumentParser:
         meaning = str(verb.__doc__)
-        added = verbs.add_parser(
+        added = among.add_parser(
             verb.__name__, help=meaning.rstrip("."), description=meaning + description, allow_abbrev=False
         )
         added.set_defaults(verb=verb, usage_error=added.error)
@@ -76,4 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add_info_arguments(add(info))
     add_convert_arguments(add(convert))
     add_validate_arguments(add(validate))
+    bench = verbs.add_parser("bench", help=BENCH_HELP.rstrip("."), description=BENCH_HELP)
+    benches = bench.add_subparsers(metavar="WHAT", required=True)
+    add_generate_arguments(add(generate, GENERATE_HELP, benches))
     return parser

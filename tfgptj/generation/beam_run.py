@@ -6,17 +6,19 @@ import dataclasses
 
 import numpy as np
 
-from tfgptj.errors import GenerationError
-from tfgptj.generation import beams, stepping
+from tfgptj.generation import beam_stepping, beams, memory, stepping
 from tfgptj.generation.hypotheses import Rules
 from tfgptj.generation.results import GenerationOutput
-from tfgptj.generation.run import Run, to_numpy
+from tfgptj.generation.run import Run
+from tfgptj.generation.stepping import to_numpy
+from tfgptj.generation.stopping import BranchEnds
 
 
 class BeamRun(Run):
     """A generation with beams: see :mod:`tfgptj.generation.beams`."""
 
     functions = beams
+    steps = beam_stepping
     streams = False
 
     @property
@@ -47,32 +49,33 @@ class BeamRun(Run):
         assert self.state is not None  # chunks() ran
         return beams.result_of(self.config, *(to_numpy(table) for table in self.state.search.found))
 
-    def _slots(self, prompt: int, room: int) -> int:
-        return room * self.config.num_beams  # they share the prompt
+    def _slots_read(self) -> int:
+        assert self.state is not None  # chunks() ran
+        return int(self.state.slot) - int(self.state.step)  # the prompt's: those after them are the beams' own
 
-    def _check_combined(self) -> None:
-        config, functions = self.config, self.extras.functions
-        returned = ("output_hidden_states", "output_attentions")
-        asked = {
-            "guidance_scale": config.guidance_scale not in (None, 1),
-            "prefix_allowed_tokens_fn": functions.prefix_allowed_tokens is not None,
-            "logits_processor": bool(functions.processors),
-            "stop_strings": bool(config.stops),
-            "max_time": config.max_time is not None,
-            "stopping_criteria": bool(self.extras.criteria),
-            **{name: bool(config.return_dict_in_generate and getattr(config, name)) for name in returned},
-        }
-        for name in (name for name, wanted in asked.items() if wanted):
-            raise GenerationError(f"{name} cannot be combined with num_beams > 1 yet")
+    def _slots(self, room: int) -> int:
+        return room * self.search.beams  # they share the prompt
 
-    def _new_stepper(self) -> stepping.Stepper | None:
-        return None
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        rules = self.search
+        kept = 1 + rules.candidates // rules.size
+        return memory.beam_memory(self.model.config, rows, rules.beams, prompt, room, kept)
+
+    def _new_ends(self) -> BranchEnds:
+        return BranchEnds(self.prompt.ids, self.config, self.extras.tokenizer, self.extras.criteria)
+
+    def _needs_steps(self) -> bool:
+        return super()._needs_steps() or self.ends.step_by_step or self.ends.beyond_the_loop
+
+    def _new_stepper(self) -> stepping.Stepper:
+        assert isinstance(self.ends, BranchEnds)  # _new_ends made it
+        return beam_stepping.BeamStepper(self.ends, *self._of_steps())
+
+    def _is_cut_off(self) -> bool:
+        return False  # a step that comes too late closes the search
 
     def _take(self, done: int) -> None:
         assert self.state is not None  # _advance made it
-        if self.records.wanted:
-            search = self.state.search
-            self.records.add(search.step_logits, search.step_scores, (), int(self.state.slot), int(self.state.step))
         found = self.found()
         self.new = found.tokens
         if to_numpy(self.state.finished).all():

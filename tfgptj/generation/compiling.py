@@ -12,8 +12,11 @@ from typing import Any
 
 import keras
 
-# Dimensions that callers may change from call to call: [B, S or P, ...]. The rest of a shape belongs to the model.
-OPEN_DIMENSIONS = 2
+from tfgptj.attention import WRITER
+
+# Dimensions that callers may change from call to call: in caches [B, N, S, H] the rows and the slots, in all else
+# [B, S or P, …] the first two. The rest of a shape belongs to the model.
+OPEN_IN_CACHES, OPEN = (0, 2), (0, 1)
 
 
 class Compiled:
@@ -43,16 +46,19 @@ class Compiled:
         import tensorflow as tf
 
         def open_shape(tensor: Any) -> Any:
-            fixed = list(tensor.shape)
-            return tf.TensorSpec([None] * min(OPEN_DIMENSIONS, len(fixed)) + fixed[OPEN_DIMENSIONS:], tensor.dtype)
+            dimensions = OPEN_IN_CACHES if len(tensor.shape) == 4 else OPEN
+            shape = [None if i in dimensions else size for i, size in enumerate(tensor.shape)]
+            return tf.TensorSpec(shape, tensor.dtype)
+
+        def traced(*tensors: Any) -> Any:
+            before = WRITER.set(None if self.jit_compile else _write_in_place)
+            try:
+                return self._traced(static, tensors)
+            finally:
+                WRITER.reset(before)
 
         signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
-        return tf.function(
-            lambda *tensors: self._traced(static, tensors),
-            input_signature=signature,
-            jit_compile=self.jit_compile,
-            autograph=False,
-        )
+        return tf.function(traced, input_signature=signature, jit_compile=self.jit_compile, autograph=False)
 
     def _for_jax(self, static: Any, tensors: Any) -> Callable[..., Any]:
         import jax
@@ -74,3 +80,23 @@ class Compiled:
                 return self._traced(static, tensors)
 
         return eager
+
+
+def _write_in_place(cache: Any, slot: Any, new: Any) -> Any:
+    """:func:`tfgptj.attention.write_slots` for plain TensorFlow graphs.
+
+    `ops.slice_update` is in place within XLA's programs. In a plain graph it copies the cache, which for long texts
+    costs more than all else in a step; this writes into it where nothing else needs it.
+    """
+    import tensorflow as tf
+
+    whole = 0b1011  # bits of the dimensions that are written from end to end
+    return tf.raw_ops.TensorStridedSliceUpdate(
+        input=cache,
+        begin=[0, 0, slot, 0],
+        end=[0, 0, slot + tf.shape(new)[2], 0],
+        strides=[1, 1, 1, 1],
+        value=new,
+        begin_mask=whole,
+        end_mask=whole,
+    )

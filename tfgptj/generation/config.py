@@ -30,8 +30,10 @@ class GenerationConfig:
         min_new_tokens: int, no end-of-text token before so many new ones.
         min_length: int, the same counted with the prompt.
         eos_token_id: int or list of int, tokens that end a row.
-        stop_strings: str or list of str, texts that end a row; `generate` needs `tokenizer=` for them.
-        max_time: number, seconds after which no further token is begun.
+        stop_strings: str or list of str, texts that end a row, or one text of a search with beams, which goes on;
+            `generate` needs `tokenizer=` for them. Its result has the tokens of the stop string, a pipeline's text
+            ends before it.
+        max_time: number, seconds after which no further token is begun; beams end with the best texts so far.
 
     How tokens are chosen (see `mode`):
         do_sample: bool, draw tokens instead of always taking the likeliest.
@@ -39,9 +41,14 @@ class GenerationConfig:
         num_beams, length_penalty, early_stopping: beam search; with `do_sample` the beams are drawn.
         num_beam_groups, diversity_penalty: groups of beams that shun each other's tokens.
         penalty_alpha: number, with `top_k` > 1 and no `do_sample`, contrastive search.
-        prompt_lookup_num_tokens, max_matching_ngram_size: drafts taken from the prompt.
-        num_assistant_tokens, num_assistant_tokens_schedule, assistant_confidence_threshold: drafts of an
-            `assistant_model`.
+        prompt_lookup_num_tokens: int, draft so many tokens at most, those that followed the newest ones where they
+            stood before. Drafts save steps of the model and change no token.
+        max_matching_ngram_size: int, how many of the newest tokens are looked for, and then one less and so on; 2 when
+            not given.
+        num_assistant_tokens: int, tokens that an `assistant_model` drafts.
+        num_assistant_tokens_schedule: "constant"; or "heuristic" or "heuristic_transient", two more after drafts that
+            were all right, up to 16 or twice as many, otherwise one less. Nothing is kept for the next call.
+        assistant_confidence_threshold: number in [0, 1], the assistant stops after a token with less probability.
 
     What the distribution is made into when tokens are drawn:
         temperature: number >= 0, divides the logits; 0 means no sampling at all.
@@ -53,7 +60,8 @@ class GenerationConfig:
             distribution is flat.
 
     What is favoured, and what is forbidden, in the order in which it is done:
-        guidance_scale: number, how far to go from what `negative_prompt_ids` would give to what the prompt gives.
+        guidance_scale: number, how far to go from what `negative_prompt_ids` would give to what the prompt gives; with
+            beams each has its own text after the negative prompt.
         sequence_bias: dict of tuples of ids to numbers, or list of such pairs, added to the last id's logit where the
             others stand before it; -inf forbids.
         encoder_repetition_penalty: number, above 1 favours tokens of the prompt.
@@ -74,7 +82,8 @@ class GenerationConfig:
         return_dict_in_generate, output_scores, output_logits, output_hidden_states, output_attentions: see `generate`.
 
     How the work is done:
-        prefill_chunk_size: int, taken, and without effect so far: a prompt is read in one piece.
+        prefill_chunk_size: int, columns of the prompt to read at once. A prompt that is longer takes less memory then,
+            and Ctrl-C is heard between the pieces; the text is the same. None reads it in one piece.
 
     Special tokens:
         bos_token_id: int, what an empty prompt starts with.

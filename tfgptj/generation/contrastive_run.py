@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tfgptj.errors import GenerationError
-from tfgptj.generation import contrastive, stepping
+from tfgptj.generation import contrastive, contrastive_stepping, memory, stepping
 from tfgptj.generation.run import Run
 
 
@@ -11,26 +10,22 @@ class ContrastiveRun(Run):
     """A generation by contrastive search: see :mod:`tfgptj.generation.contrastive`."""
 
     functions = contrastive
+    steps = contrastive_stepping
+    needs_hidden = True
 
     @property
     def search(self) -> int:
-        return contrastive.candidates_of(self.config)
+        return contrastive.candidates_of(self.config, self.model.config.vocab_size)
 
     @property
     def weight(self) -> float:
         return float(self.config.penalty_alpha)
 
-    def _check_combined(self) -> None:
-        config, functions = self.config, self.extras.functions
-        returned = ("output_hidden_states", "output_attentions", "output_scores", "output_logits")
-        asked = {
-            "guidance_scale": config.guidance_scale not in (None, 1),
-            "prefix_allowed_tokens_fn": functions.prefix_allowed_tokens is not None,
-            "logits_processor": bool(functions.processors),
-            **{name: bool(config.return_dict_in_generate and getattr(config, name)) for name in returned},
-        }
-        for name in (name for name, wanted in asked.items() if wanted):
-            raise GenerationError(f"{name} cannot be combined with contrastive search (penalty_alpha) yet")
+    def _slots(self, room: int) -> int:
+        return room + self.search - 1
 
-    def _new_stepper(self) -> stepping.Stepper | None:
-        return None
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        return memory.contrastive_memory(self.model.config, rows, self.search, prompt + self._slots(room))
+
+    def _new_stepper(self) -> stepping.Stepper:
+        return contrastive_stepping.ContrastiveStepper(*self._of_steps())

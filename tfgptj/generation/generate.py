@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tfgptj.errors import GenerationError
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import functions_of, listed
+from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.generation.run import CHUNK, Extras
 from tfgptj.generation.strategies import check_streaming, new_run
@@ -28,6 +28,7 @@ def generate(
     negative_prompt_ids: Any = None,
     negative_prompt_attention_mask: Any = None,
     assistant_model: Any = None,
+    prefix_cache: PrefixCache | None = None,
     tokenizer: GPTJTokenizer | None = None,
     streamer: Any = None,
     seed: int | None = None,
@@ -41,18 +42,23 @@ def generate(
         attention_mask: int or bool [B, P], 1 for real tokens; None when there is no padding. It is never guessed.
         generation_config: a :class:`GenerationConfig`. What is given wins in this order: keyword arguments, this, the
             model's `generation_config` (from its `generation_config.json`), the model's special tokens, the defaults.
-        logits_processor: a function `f(input_ids, scores)`, or a list of them, called at each step for each row that
-            has not ended: NumPy's int32 [1, n], the row's tokens, prompt included and padding not, and float32 [1, V],
-            -inf for forbidden tokens. It returns scores of that shape, -inf to forbid. It comes after all processors of
-            the configuration but those of sampling.
+        logits_processor: a function `f(input_ids, scores)`, or a list of them, called at each step for each row, or
+            beam, that has not ended: NumPy's int32 [1, n], the row's tokens, prompt included and padding not, and
+            float32 [1, V], -inf for forbidden tokens. It returns scores of that shape, -inf to forbid. It comes after
+            all processors of the configuration but those of sampling.
         stopping_criteria: a function `f(input_ids, scores)`, or a list of them, called after each step with int32
             [B, P + n], what `generate` would return now, and a tuple of the scores so far, or None unless
-            `output_scores`. It returns a bool, or one for each row [B]: whether to stop.
+            `output_scores`. It returns a bool, or one for each row [B]: whether to stop. With beams it is asked about
+            each candidate, several of each prompt, and ends that text as an end-of-text token does.
         prefix_allowed_tokens_fn: a function `f(row, input_ids)` that gets a row's number and its tokens, int32 [n], and
-            returns the ids that may follow. It comes after `min_new_tokens`.
+            returns the ids that may follow. It comes after `min_new_tokens`. All beams of a prompt have its number.
         negative_prompt_ids, negative_prompt_attention_mask: what `guidance_scale` leads away from, int [B, P2] or
             [1, P2]; without them the last token of each prompt.
-        assistant_model: not supported yet.
+        assistant_model: a smaller TFGPTJForCausalLM with the same tokens that drafts what the model then judges: fewer
+            steps of the model for the same result. See `num_assistant_tokens` in :class:`GenerationConfig`; what stands
+            in the assistant's own `generation_config` counts before the model's. Rows are generated one by one.
+        prefix_cache: a :class:`PrefixCache` that earlier calls were given too: what their texts and these prompts have
+            in common at the beginning is not read again.
         tokenizer: the model's, for `stop_strings`.
         streamer: an object with `put(ids)` and `end()`, given the prompt [B, P] and then each step's tokens [B].
         seed: int >= 0; the same seed draws the same tokens, whatever the other rows of the batch are and on every
@@ -75,13 +81,13 @@ def generate(
     >>> TFGPTJForCausalLM(tiny).generate([[1, 2, 3]], max_new_tokens=4).shape
     (1, 7)
     """
-    if assistant_model is not None:
-        raise GenerationError("assistant_model is not supported by tfgptj; leave it out")
     extras = Extras(
         functions=functions_of(logits_processor, prefix_allowed_tokens_fn),
         criteria=listed("stopping_criteria", stopping_criteria),
         negative=(negative_prompt_ids, negative_prompt_attention_mask),
         tokenizer=tokenizer,
+        assistant=assistant_model,
+        prefix_cache=prefix_cache,
     )
     run = new_run(model, input_ids, attention_mask, generation_config, seed, jit_compile, parameters, extras)
     if streamer is None:
@@ -91,6 +97,7 @@ def generate(
         check_streaming(run)
         streamer.put(run.prompt.ids)
         for tokens in run.chunks(1):
-            streamer.put(tokens[:, 0])
+            for column in tokens.T:
+                streamer.put(column)
         streamer.end()
     return run.result()

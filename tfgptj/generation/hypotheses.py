@@ -29,7 +29,6 @@ class Rules(NamedTuple):
     candidates: int  # per group, looked at in each step (C)
     early_stopping: bool | str
     do_sample: bool
-    keep: bool  # each step's scores and logits
 
     @property
     def size(self) -> int:
@@ -51,7 +50,7 @@ class Found(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """What a group's beams go on with; [B · G] each."""
+    """Texts that are one token longer: candidates [B, C], or what a group's beams go on with, [B · G] each."""
 
     origin: Any  # int32, the row of [B · K] that the text comes from
     tokens: Any  # int32, added to it
@@ -96,53 +95,69 @@ def pick(table: Any, index: Any) -> Any:
     return ops.take(ops.reshape(table, (-1,)), flat, axis=0)
 
 
-def step_group(rules: Rules, group: int, log_probs: Any, state: State, controls: Controls) -> Step:
-    """Choose a group's next tokens, and keep the texts that end.
+def candidates(rules: Rules, group: int, log_probs: Any, state: State, controls: Controls) -> Beams:
+    """The texts [B, C] that a group may go on with, or that end here, the best first.
 
     Args:
         rules: see there.
         group: int, which of `rules.groups`.
         log_probs: float32 [B · G, V], processed.
         state: rows are beams; `state.search` is :class:`tfgptj.generation.beams.Branches`.
-        controls: see there; `controls.search` is the length penalty, a float32 scalar.
+        controls: see there.
     """
-    vocabulary, plain, size = log_probs.shape[-1], rules.groups == 1, rules.size
-    closed = ops.reshape(of_group(rules, state.finished, group), (-1, size))[:, 0]  # [B]
+    vocabulary = log_probs.shape[-1]
     sums = log_probs + of_group(rules, state.search.scores, group)[:, None]
-    scores, index = _candidates(rules, ops.reshape(sums, (-1, size * vocabulary)), state, controls)  # [B, C]
+    scores, index = _best(rules, ops.reshape(sums, (-1, rules.size * vocabulary)), state, controls)  # [B, C]
+    first = ops.arange(ops.shape(index)[0], dtype="int32")[:, None] * rules.beams + group * rules.size
+    return Beams(first + index // vocabulary, index % vocabulary, scores)
+
+
+def settle(
+    rules: Rules, group: int, texts: Beams, state: State, controls: Controls, ended: Any = False, stopped: Any = False
+) -> Step:
+    """Choose what a group's beams go on with, and keep the texts that end.
+
+    Args:
+        rules, group, state: see :func:`candidates`.
+        texts: the candidates.
+        controls: `controls.search` is the length penalty, a float32 scalar.
+        ended: bool [B, C], which of them end beside those with an end-of-text token.
+        stopped: bool scalar, whether this is the last step, whatever the limit is.
+    """
+    plain, size, scores = rules.groups == 1, rules.size, texts.scores
+    closed = ops.reshape(of_group(rules, state.finished, group), (-1, size))[:, 0]  # [B]
     possible = ops.all(ops.logical_or(closed, ops.max(scores, axis=1) > FORBIDDEN / 2))
-    tokens, first = index % vocabulary, ops.arange(ops.shape(index)[0], dtype="int32")[:, None] * rules.beams
-    origin = first + group * size + index // vocabulary
-    ended = ops.any(tokens[:, :, None] == controls.eos, axis=-1)  # [B, C]
+    ended = ops.logical_or(ended, ops.any(texts.tokens[:, :, None] == controls.eos, axis=-1))  # [B, C]
     length = state.step + 1
-    last, shrink = length >= controls.limit, _power(length, controls)
+    last, shrink = ops.logical_or(stopped, length >= controls.limit), _power(length, controls)
     # Those behind the first G are there to go on with, should all of them end.
-    over = ops.logical_and(ops.logical_or(ended, last) if plain else ended, ops.arange(index.shape[1]) < size)
+    over = ops.logical_and(ops.logical_or(ended, last) if plain else ended, ops.arange(scores.shape[1]) < size)
     over = ops.logical_and(over, ops.logical_not(closed)[:, None])
     found = Found(*(of_group(rules, table, group) for table in state.search.found))
-    found = _merge(rules, found, Beams(origin, tokens, scores / shrink), over, state)
+    found = _merge(rules, found, texts._replace(scores=scores / shrink), over, state)
     kept, order = ops.top_k(scores + ops.cast(ended, "float32") * BEHIND, size)
     order = ops.cast(order, "int32")
-    beams = Beams(pick(origin, order), pick(tokens, order), kept)  # [B, G] each
+    beams = Beams(pick(texts.origin, order), pick(texts.tokens, order), kept)  # [B, G] each
 
     best = (kept if plain else scores)[:, 0] / _attainable(rules, length, controls)
     worst = ops.min(ops.reshape(found.scores, (-1, size)), axis=1)
-    closes = best <= worst  # [B]
+    closes = ops.logical_or(best <= worst, ops.all(ended, axis=1))  # [B]
     if rules.early_stopping is True:
         closes = ops.logical_or(closes, ops.all(ops.reshape(found.parents[:, 0], (-1, size)) >= 0, axis=1))
     closes = ops.logical_or(closes, closed)
     if not plain:
         open_at_last = ops.broadcast_to((ops.logical_and(last, ops.logical_not(closes)))[:, None], ops.shape(kept))
         found = _merge(rules, found, beams._replace(scores=kept / shrink), open_at_last, state)
+        first = ops.arange(ops.shape(kept)[0], dtype="int32")[:, None] * rules.beams + group * size
         beams = Beams(
-            ops.where(closed[:, None], first + group * size, beams.origin),
+            ops.where(closed[:, None], first, beams.origin),
             ops.where(closed[:, None], controls.pad, beams.tokens),
             ops.where(closed[:, None], 0.0, beams.scores),
         )
     return Step(Beams(*(ops.reshape(each, (-1,)) for each in beams)), found, ops.logical_or(closes, last), possible)
 
 
-def _candidates(rules: Rules, sums: Any, state: State, controls: Controls) -> tuple[Any, Any]:
+def _best(rules: Rules, sums: Any, state: State, controls: Controls) -> tuple[Any, Any]:
     """The scores of C continuations of a group [B, G · V], and where they are: float32 and int32 [B, C]."""
     count = min(rules.candidates, sums.shape[-1])
     if not rules.do_sample:

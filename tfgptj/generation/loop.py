@@ -16,6 +16,8 @@ from keras import ops
 
 from tfgptj.attention import Cache
 from tfgptj.generation import processors
+from tfgptj.generation.caches import with_room
+from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import Context, Names, process
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -26,6 +28,7 @@ class Plan(NamedTuple):
     do_sample: bool = False
     processors: Names = ()  # what is done to the logits, in this order
     search: Any = None  # what a search, such as that of beams, fixes in the graph
+    resumed: bool = False  # whether a part of the prompt was read before: see :class:`Past`
 
     @property
     def guided(self) -> bool:
@@ -41,6 +44,14 @@ class Plan(NamedTuple):
         return any(name == processor for name, _ in self.processors)
 
 
+class Past(NamedTuple):
+    """A prompt of which only the last columns are still to be read."""
+
+    caches: tuple[Cache, ...]  # with all slots, S; keys and values stand in those of the columns before
+    ids: Any  # int32 [B, w], the columns that are left
+    hidden: Any = ()  # [B, P, D], last hidden states of the columns before, where a search needs them
+
+
 class Controls(NamedTuple):
     """Tensors that steer a run without changing its graph."""
 
@@ -50,12 +61,13 @@ class Controls(NamedTuple):
     limit: Any  # int32 scalar, new tokens that a row may have
     uniforms: Any  # float32 [B, M], one random number per row and step
     search: Any = ()  # the numbers of a search
+    past: Any = ()  # of the first step only: a :class:`Past`, or () to read the whole prompt
 
 
 class State(NamedTuple):
     """Everything that a step reads and writes."""
 
-    caches: tuple[Cache, ...]  # per layer keys and values, [B, S, N, H] each; S = P + M
+    caches: tuple[Cache, ...]  # per layer keys and values, with all slots: S = P + M
     ids: Any  # int32 [B, S], the prompt and the new tokens; the pad token where there is none yet
     real: Any  # bool [B, S], where there is a token
     length: Any  # int32 [B], tokens of each row so far
@@ -85,14 +97,14 @@ def start(
     model: TFGPTJForCausalLM, plan: Plan, ids: Any, real: Any, controls: Controls, record: list[Any] | None = None
 ) -> tuple[Any, State]:
     """The logits [B, V] after the prompt, with guidance [2 B, V], and the state before any new token."""
-    logits, state = read_prompt(model, ids, real, ops.shape(controls.uniforms)[1], record)
+    logits, state = read_prompt(model, ids, real, ops.shape(controls.uniforms)[1], record, controls.past)
     if plan.guided:
         state = state._replace(finished=state.finished[: ops.shape(ids)[0] // 2])
     return logits, state
 
 
 def read_prompt(
-    model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any, record: list[Any] | None = None
+    model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any, record: list[Any] | None = None, past: Any = ()
 ) -> tuple[Any, State]:
     """The logits [B, V] after the prompt, and the state before any new token.
 
@@ -101,29 +113,27 @@ def read_prompt(
         ids, real: as for :func:`prefill`.
         room: int, the slots after the prompt (M).
         record: as for :meth:`tfgptj.backbone.TFGPTJModel.step`.
+        past: `Controls.past`.
     """
-    hidden, state = read(model, ids, real, room, record)
+    hidden, state = read(model, ids, real, room, record, past)
     return next_logits(model, hidden), state
 
 
 def read(
-    model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any, record: list[Any] | None = None
+    model: TFGPTJForCausalLM, ids: Any, real: Any, room: Any, record: list[Any] | None = None, past: Any = ()
 ) -> tuple[Any, State]:
-    """As :func:`read_prompt`, with the last hidden states [B, P, D] in place of the logits."""
+    """As :func:`read_prompt`, with last hidden states in place of the logits: [B, P, D], of a resumed prompt [B, w, D]
+    unless `past` has those before them."""
     batch, size = ops.shape(ids)[:2]
     prompt = size - room
     mask = real[:, :prompt]
-    slots = ops.arange(prompt, dtype="int32")  # [P]
-    positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
-    visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
-    hidden, caches = model.transformer.step(ids[:, :prompt], positions, visible, record=record)
-    heads = (model.config.n_head, model.config.head_dim)
-
-    def extended(cache: Any) -> Any:  # [B, S, N, H]
-        return ops.concatenate([cache, ops.zeros((batch, room, *heads), dtype=cache.dtype)], axis=1)
-
+    if past:
+        hidden, caches = read_columns(model, past, real, ops.cast(prompt - ops.shape(past.ids)[1], "int32"), record)
+    else:
+        hidden, caches = _read_whole(model, ids[:, :prompt], mask, record)
+        caches = with_room(caches, room)
     state = State(
-        caches=tuple((extended(key), extended(value)) for key, value in caches),
+        caches=caches,
         ids=ids,
         real=real,
         length=ops.sum(ops.cast(mask, "int32"), axis=1),
@@ -134,6 +144,42 @@ def read(
         possible=ops.ones((), dtype="bool"),
     )
     return hidden, state
+
+
+def _read_whole(
+    model: TFGPTJForCausalLM, ids: Any, mask: Any, record: list[Any] | None
+) -> tuple[Any, tuple[Cache, ...]]:
+    """Hidden states [B, P, D] and caches of P slots: nothing but the prompt is looked at."""
+    slots = ops.arange(ops.shape(ids)[1], dtype="int32")  # [P]
+    positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
+    visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
+    return model.transformer.step(ids, positions, visible, record=record)
+
+
+def read_columns(
+    model: TFGPTJForCausalLM, past: Past, real: Any, slot: Any, record: list[Any] | None = None
+) -> tuple[Any, tuple[Cache, ...]]:
+    """Read the columns `past.ids` behind those before `slot`: their hidden states and the caches with their keys.
+
+    The hidden states are [B, w, D], or with `past.hidden` [B, P, D], those before them included.
+    """
+    queries = slot + ops.arange(ops.shape(past.ids)[1], dtype="int32")  # [w]
+    slots = ops.arange(ops.shape(real)[1], dtype="int32")  # [S]
+    visible = ops.logical_and(queries[:, None] >= slots[None, :], real[:, None, None, :])  # [B, 1, w, S]
+    padding = ops.cast(ops.argmax(ops.cast(real, "int32"), axis=1), "int32")  # [B]
+    positions = ops.maximum(queries[None, :] - padding[:, None], 0)  # [B, w]
+    hidden, caches = model.transformer.step(past.ids, positions, visible, past.caches, slot, record)
+    if not isinstance(past.hidden, tuple):
+        hidden = ops.slice_update(past.hidden, (0, slot, 0), hidden)
+    return hidden, caches
+
+
+def read_piece(
+    model: TFGPTJForCausalLM, keeps_hidden: bool, past: Past, real: Any, slot: Any
+) -> tuple[tuple[Cache, ...], Any, Any]:
+    """The caches after some columns, all hidden states so far or (), and the slot after them."""
+    hidden, caches = read_columns(model, past, real, slot)
+    return caches, hidden if keeps_hidden else (), slot + ops.shape(past.ids)[1]
 
 
 def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, controls: Controls) -> State:
@@ -147,12 +193,14 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
         logits, current = forward(model, State(*state))
         return choose(plan, logits, current, controls)
 
-    return State(*ops.while_loop(unfinished, body, tuple(state)))
+    with weights_cast(model):
+        return State(*ops.while_loop(unfinished, body, tuple(state)))
 
 
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
     newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
+    newest = ops.minimum(newest, model.config.vocab_size - 1)  # a pad token that fills a finished row may be none of V
     hidden, caches = model.transformer.step(
         newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1, record
     )

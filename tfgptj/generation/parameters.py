@@ -275,5 +275,5 @@ IGNORED = (
 # Arguments of `generate` that are no parameters of a configuration.
 ARGUMENTS = (
     *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "assistant_model", "tokenizer"),
-    *("negative_prompt_ids", "negative_prompt_attention_mask", "seed", "jit_compile"),
+    *("negative_prompt_ids", "negative_prompt_attention_mask", "prefix_cache", "seed", "jit_compile"),
 )

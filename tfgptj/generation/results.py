@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ class GenerationOutput:
     """The result of `generate(return_dict_in_generate=True)`; what was not asked for is None.
 
     Shapes are Hugging Face's: tuples have one item for each new token. Prompts are aligned to the right, as if they had
-    been padded on the left; what stands at padding says nothing. All arrays are NumPy's.
+    been padded on the left; what stands at padding says nothing. All arrays are NumPy's. With beams the rows of a step
+    are all beams of all prompts, [B · K, …], in their places before it.
 
     Attributes:
         sequences: int32 [B, P + new], prompt included; B counts `num_return_sequences` too.
@@ -30,6 +33,8 @@ class GenerationOutput:
         attentions: with `output_attentions`, for each step L arrays, [B, N, P, P] and then [B, N, 1, P + step].
         sequences_scores: of beams, float32 [B], the sum of the log-probabilities after the length penalty.
         beam_indices: of beams, int32 [B, new], the row of the scores that each token was chosen by, -1 after the end.
+        model_steps: with drafts, how often the model was run, all rows together; without them it is run once a token.
+        draft_steps: with an `assistant_model`, how often that was run.
     """
 
     sequences: np.ndarray
@@ -39,6 +44,8 @@ class GenerationOutput:
     attentions: tuple[tuple[np.ndarray, ...], ...] | None = None
     sequences_scores: np.ndarray | None = None
     beam_indices: np.ndarray | None = None
+    model_steps: int | None = None
+    draft_steps: int | None = None
 
 
 class Records:
@@ -68,6 +75,11 @@ class Records:
         """Whether anything is kept."""
         return self.recording or self.scores is not None or self.logits is not None
 
+    @property
+    def so_far(self) -> tuple[np.ndarray, ...] | None:
+        """The scores of the steps so far, if they are kept."""
+        return None if self.scores is None else tuple(self.scores)
+
     def add(self, logits: Any, scores: Any, record: tuple[Any, ...], slot: int, step: int) -> None:
         """Keep what a step made.
 
@@ -90,6 +102,19 @@ class Records:
         if self.attentions is not None:
             weights = (_numpy(x)[: self._rows, :, :, :slot] for x in record[1::2])
             self.attentions.append(tuple(_last(_last(x, 2, queries), 3, self._width + step) for x in weights))
+
+    def put_together(self, parts: Sequence[Records]) -> None:
+        """Take what was kept of each row by itself; rows that ended earlier than others have zeros there."""
+
+        def rows(steps: Sequence[Any]) -> Any:
+            there = next(step for step in steps if step is not None)
+            if isinstance(there, tuple):
+                return tuple(rows([None if step is None else step[i] for step in steps]) for i in range(len(there)))
+            return np.concatenate([np.zeros_like(there) if step is None else step for step in steps])
+
+        for name in ("scores", "logits", "hidden_states", "attentions"):
+            if getattr(self, name) is not None:
+                setattr(self, name, [rows(steps) for steps in zip_longest(*(getattr(part, name) for part in parts))])
 
     def output(self, sequences: np.ndarray) -> GenerationOutput:
         """All of it."""

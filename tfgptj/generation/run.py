@@ -12,13 +12,15 @@ import numpy as np
 from keras import ops
 
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
-from tfgptj.generation import loop, memory, prompts, stepping
+from tfgptj.generation import caches, loop, memory, prefix_cache, prompts, reading, stepping
 from tfgptj.generation.chain import build_chain
 from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import Functions
+from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.prompts import Rows
 from tfgptj.generation.results import GenerationOutput, Records
+from tfgptj.generation.stepping import to_numpy
 from tfgptj.generation.stopping import Criterion, Ends, check_stops
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.tokenizer import GPTJTokenizer
@@ -35,6 +37,8 @@ class Extras(NamedTuple):
     criteria: tuple[Criterion, ...] = ()
     negative: tuple[Any, Any] = (None, None)
     tokenizer: GPTJTokenizer | None = None
+    assistant: Any = None
+    prefix_cache: PrefixCache | None = None
 
 
 class Run:
@@ -48,8 +52,11 @@ class Run:
         model, input_ids, attention_mask, seed, jit_compile: see :func:`tfgptj.generation.generate.generate`.
     """
 
-    functions: ModuleType = loop  # has `prefill` and `decode`
+    functions: ModuleType = loop  # has the functions that `compiles` names, those of the whole loop
+    compiles: tuple[str, ...] = ("prefill", "decode")
+    steps: ModuleType = stepping  # has what makes one step
     streams = True  # whether tokens are final as they come
+    needs_hidden = False  # whether it compares with the hidden states of the whole prompt
 
     def __init__(
         self,
@@ -62,7 +69,9 @@ class Run:
         extras: Extras = Extras(),
     ) -> None:
         self.model, self.config, self.extras = model, config, extras
-        self._check_combined()
+        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
+        prefix_cache.check_cache(extras.prefix_cache)
+        reading.check_reading(config, extras.prefix_cache is not None, self.needs_hidden)
         check_stops(config, extras.tokenizer)
         prompts.check_seed(seed)
         names, self.numbers = build_chain(config, extras.functions.names)
@@ -70,7 +79,6 @@ class Run:
         self.prompt, self.negative = self._rows(input_ids, attention_mask)
         every = self.prompt if self.negative is None else prompts.stacked(self.prompt, self.negative)
         self.room = prompts.room_after(every, model.config.n_positions, config)
-        self.jit_compile = _has_gpu() if jit_compile is None else jit_compile
         rows, size = len(self.prompt.ids), self.room * self.draws
         self.uniforms = (
             prompts.random_rows(seed, rows, size) if self.plan.do_sample else np.zeros((rows, size), "float32")
@@ -96,12 +104,23 @@ class Run:
         """Rows for each prompt."""
         return self.config.num_return_sequences
 
-    def _slots(self, prompt: int, room: int) -> int:
+    @property
+    def spare(self) -> int:
+        """Slots after those of the new tokens."""
+        return 0
+
+    @property
+    def owner(self) -> Any:
+        """What compiled functions of `functions` are called with, and have the variables of."""
+        return self.model
+
+    def _slots(self, room: int) -> int:
         """Slots in the cache of a row, after its prompt, for so many new tokens."""
         return room
 
-    def _check_combined(self) -> None:
-        """Raise for what a search cannot be combined with."""
+    def _beside(self, rows: int, prompt: int, room: int) -> int:
+        """Bytes that are needed beside keys, values and attention, of so many rows."""
+        return 0
 
     def part(self, rows: slice) -> Run:
         """Some rows of a generation that has not begun, as a generation of their own.
@@ -119,19 +138,29 @@ class Run:
         Raises:
             ResourceLimitError: when there is not enough memory.
         """
+        self.mark, self.reading = self._find()
         self._check_memory()
         rows, width = self.prompt.ids.shape
         self.state: loop.State | None = None
         self.new = np.zeros((rows, 0), "int32")  # the new tokens so far
-        self.ends = Ends(self.config, rows, self.extras.tokenizer, self.extras.criteria)
+        self.ends = self._new_ends()
         self.records = Records(self.config, rows * self.config.num_beams, width)
-        self.stepper = self._new_stepper() if self.records.wanted or self.extras.functions.names else None
-        return self._chunks(1 if self.records.wanted or self.stepper or self.ends.step_by_step else size)
+        self.stepper = self._new_stepper() if self._needs_steps() else None
+        return self._chunks(1 if self.stepper or self.ends.step_by_step else size)
 
-    def _new_stepper(self) -> stepping.Stepper | None:
-        """What makes a step at a time, where the compiled loop does not do."""
-        functions = self.extras.functions
-        return stepping.Stepper(self._compiled, self.plan, functions, self._controls(), self.records)
+    def _new_ends(self) -> Ends:
+        return Ends(self.config, len(self.prompt.ids), self.extras.tokenizer, self.extras.criteria)
+
+    def _needs_steps(self) -> bool:
+        """Whether the compiled loop does not do."""
+        return self.records.wanted or bool(self.extras.functions.names)
+
+    def _new_stepper(self) -> stepping.Stepper:
+        return stepping.Stepper(*self._of_steps())
+
+    def _of_steps(self) -> tuple[Any, ...]:
+        """The arguments of a :class:`tfgptj.generation.stepping.Stepper`."""
+        return self._compiled, self.plan, self.extras.functions, self._controls(), self.records
 
     def result(self) -> np.ndarray | GenerationOutput:
         """What `generate` returns, once all chunks are there."""
@@ -152,35 +181,85 @@ class Run:
             self._advance(min(done + size, self.room), controls)
             self._take(done)
             yield self.new[:, done:]
-            if self.ends.out_of_time:
+            if self._is_cut_off():
                 break
             assert self.state is not None  # _advance made it
             done = int(self.state.step)
+        self._keep()
+
+    def _find(self) -> tuple[bytes, reading.Reading]:
+        """What tells the weights from others, and how the prompt is read."""
+        rows, cache = self._aligned(), self.extras.prefix_cache
+        prompt, columns = self._size(rows.longest), rows.longest
+        mark, entry = b"", None
+        if cache is not None:
+            mark = cache.mark_of(self.model)
+            texts = [ids[real] for ids, real in zip(rows.ids, rows.real, strict=True)]
+            entry, columns = cache.find(self.model, mark, texts)
+        piece = self.config.prefill_chunk_size
+        found = reading.reading_of(columns, prompt, piece, self._size, entry, self.needs_hidden)
+        if cache is not None:
+            cache.last_call = found.reuse(rows.real.sum(axis=1))
+        return mark, found
+
+    def _is_cut_off(self) -> bool:
+        """Whether time ends what has no end."""
+        return self.ends.out_of_time
 
     def _advance(self, limit: int, controls: loop.Controls) -> None:
         """Run the model until the rows have `limit` new tokens, or have all ended."""
-        first = self._laid_out() if self.state is None else ()
-        if self.stepper is not None:
-            self.state = self.stepper.step(self.state, *first)
-        else:
-            if self.state is None:
-                self.state = self._compiled("prefill")(self.plan, *first, controls)
-            if int(self.state.step) < limit:
-                bound = ops.convert_to_tensor(limit, dtype="int32")
-                self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
+        if self.state is None:
+            self.state = self._begin(controls)
+            self._check(self.state)
+            self._keep()
+        elif self.stepper is not None:
+            self.state = self.stepper.step(self.state)
+        if self.stepper is None and int(self.state.step) < limit:
+            bound = ops.convert_to_tensor(limit, dtype="int32")
+            self.state = self._compiled("decode")(self.plan, self.state, bound, controls)
         self._check(self.state)
+
+    def _begin(self, controls: loop.Controls) -> loop.State:
+        """The state after the first new token."""
+        ids, real = self._laid_out()
+        past = reading.read_ahead(self.model, self._compiled, self.reading, ids, real)
+        if self.stepper is not None:
+            return self.stepper.step(None, ids, real, past)
+        plan = self.plan._replace(resumed=bool(past))
+        return self._compiled("prefill")(plan, ids, real, controls._replace(past=past))
+
+    def _keep(self) -> None:
+        """Leave the first row's text, as far as the model has read it, to later calls."""
+        cache, state = self.extras.prefix_cache, self.state
+        if cache is None or state is None:
+            return
+        stop = self._slots_read()
+        ids, real = (to_numpy(table)[0, :stop] for table in (state.ids, state.real))
+        slots = np.flatnonzero(real)[: int(self.prompt.real[0].sum()) + len(self.tokens(0))]
+
+        def copied(count: int) -> Any:
+            index = np.pad(slots[:count], (0, self._size(count) - count), mode="edge").astype("int32")
+            return self._compiled("moved", caches)(None, state.caches, ops.convert_to_tensor(index[None]))
+
+        cache.keep(self.model, self.mark, ids[slots], copied)
+
+    def _slots_read(self) -> int:
+        """The slots that the first row's text may have, of which the model has read it."""
+        assert self.state is not None  # chunks() ran
+        return int(self.state.slot) - 1  # the newest token is read in the next step
 
     def _take(self, done: int) -> None:
         """Bring the tokens after `done` to the host, and see which rows they end."""
         assert self.state is not None  # _advance made it
         stop = int(self.state.slot)
-        fresh = to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop]
-        self.ends.look(fresh, done)
-        self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
-        scores = self.records.scores
-        self.ends.ask(self._sequences(), None if scores is None else tuple(scores), self.new.shape[1])
+        self._append(to_numpy(self.state.ids)[: len(self.new), stop - int(self.state.step) + done : stop], done)
         if self.ends.beyond_the_loop:
             self.state = self.state._replace(finished=ops.convert_to_tensor(self.ends.lengths >= 0))
+
+    def _append(self, fresh: np.ndarray, done: int) -> None:
+        self.ends.look(fresh, done)
+        self.new = self.ends.padded(np.concatenate([self.new, fresh], axis=1), self._pad_token())
+        self.ends.ask(self._sequences(), self.records.so_far, self.new.shape[1])
 
     def _sequences(self) -> np.ndarray:
         returned = len(self.new) // len(self.prompt.ids)  # by beams; other rows are there from the beginning
@@ -203,18 +282,26 @@ class Run:
         if _on_accelerator():
             return  # how much of its memory is free is not known
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
-        prompt, room = self._size(self.prompt.longest), self._size(self.room)
-        itemsize = 4 if self.model.compute_dtype == "float32" else 2
-        room = self._slots(prompt, room)
-        needed = memory.needed_memory(self.model.config, rows, prompt, room, itemsize)
-        memory.check_memory(needed, memory.available_memory(), rows, prompt + room)
+        prompt, room = self._size(self.prompt.longest), self._size(self.room + self.spare)
+        slots = self._slots(room)
+        needed = self._beside(rows, prompt, room)
+        # An assistant reads the prompt whole.
+        reads = [(self.model, None if self.reading.whole else self.reading.width), (self.extras.assistant, None)]
+        for model, queries in reads:
+            if model is not None:
+                itemsize = 4 if model.compute_dtype == "float32" else 2
+                needed += memory.needed_memory(model.config, rows, prompt, slots, itemsize, queries)
+        memory.check_memory(needed, memory.available_memory(), rows, prompt + slots)
 
-    def _compiled(self, name: str) -> Compiled:
+    def _compiled(self, name: str, home: ModuleType | None = None) -> Compiled:
+        """The program for a function of this search's own modules, or of `home`."""
         programs = self.model.__dict__.setdefault("_generation_programs", {})
-        key = (name, self.jit_compile, self.functions.__name__)
-        if key not in programs:
-            function = getattr(self.functions, name, None) or getattr(stepping, name)
-            programs[key] = Compiled(self.model, function, self.jit_compile)
+        key = (name, self.jit_compile, (home or self.functions).__name__, self.extras.assistant is not None)
+        own = home is None and name in self.compiles
+        owner = self.owner if own else self.model
+        if key not in programs or programs[key].model != owner:
+            function = getattr(home or (self.functions if own else self.steps), name)
+            programs[key] = Compiled(owner, function, self.jit_compile)
         return programs[key]
 
     def _rows(self, input_ids: Any, attention_mask: Any) -> tuple[Rows, Rows | None]:
@@ -232,18 +319,25 @@ class Run:
         return prompt.repeated(self.repeats), None
 
     def _size(self, length: int) -> int:
-        """Slots for so many tokens: rounded up where shapes are fixed in compiled programs."""
+        """Slots for so many tokens: rounded up where shapes are fixed."""
+        return prompts.bucket(length) if self.fixed else length
+
+    @property
+    def fixed(self) -> bool:
+        """Whether shapes are fixed in compiled programs."""
         backend = keras.backend.backend()
-        fixed = backend == "jax" or (backend == "tensorflow" and self.jit_compile)
-        return prompts.bucket(length) if fixed else length
+        return backend == "jax" or (backend == "tensorflow" and self.jit_compile)
+
+    def _aligned(self) -> Rows:
+        """Prompts aligned to the right, those that are negative after all others."""
+        rows = prompts.align_right(self.prompt)
+        return rows if self.negative is None else prompts.stacked(rows, prompts.align_right(self.negative))
 
     def _laid_out(self) -> tuple[Any, Any]:
         """Ids int32 [B, S] and where there are tokens, bool [B, S]: prompts to the right, then room for new tokens."""
-        rows = prompts.align_right(self.prompt)
-        if self.negative is not None:
-            rows = prompts.stacked(rows, prompts.align_right(self.negative))
+        rows = self._aligned()
         width = rows.ids.shape[1]
-        padding = ((0, 0), (self._size(width) - width, self._size(self.room)))
+        padding = ((0, 0), (self._size(width) - width, self._size(self.room + self.spare)))
         # A model may have no row for the pad token. In front of a prompt any other is masked just as well.
         ids = np.pad(rows.ids, padding, constant_values=((0, 0), (0, self._pad_token())))
         return ops.convert_to_tensor(ids), ops.convert_to_tensor(np.pad(rows.real, padding))
@@ -254,7 +348,8 @@ class Run:
         return self.config.eos_token_ids[0] if self.config.eos_token_ids else 0
 
     def _controls(self) -> loop.Controls:
-        uniforms = np.pad(self.uniforms, ((0, 0), (0, (self._size(self.room) - self.room) * self.draws)))
+        spare = (self._size(self.room + self.spare) - self.room) * self.draws
+        uniforms = np.pad(self.uniforms, ((0, 0), (0, spare)))
         weight = self.weight
         return loop.Controls(
             processors=tuple(tuple(ops.convert_to_tensor(value) for value in values) for values in self.numbers),
@@ -281,11 +376,6 @@ def resolve_config(
     merged.check_together()
     prompts.check_tokens(merged, model.config.vocab_size)
     return merged
-
-
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor's values on the host."""
-    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def _on_accelerator() -> bool:

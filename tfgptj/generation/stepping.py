@@ -46,17 +46,17 @@ def part(
 ) -> Any:
     """Scores [B, V] after a part of the chain."""
     plan, names = static
-    return process(names, numbers, _whole(model, logits), loop.context_of(state, controls, plan.guided))
+    return process(names, numbers, whole(model, logits), loop.context_of(state, controls, plan.guided))
 
 
 def pick(
     model: TFGPTJForCausalLM, plan: loop.Plan, logits: Any, scores: Any, state: loop.State, controls: loop.Controls
 ) -> loop.State:
     """The state after each row's next token was chosen by its scores."""
-    return loop.settle(plan, _whole(model, logits), _whole(model, scores), state, controls)
+    return loop.settle(plan, whole(model, logits), whole(model, scores), state, controls)
 
 
-def _whole(model: TFGPTJForCausalLM, logits: Any) -> Any:
+def whole(model: TFGPTJForCausalLM, logits: Any) -> Any:
     """Logits whose last dimension is known, which it is not of a program's argument."""
     return ops.reshape(logits, (-1, model.config.vocab_size))
 
@@ -70,7 +70,6 @@ class Stepper:
         functions: those.
         controls: of the run, with the numbers of all processors.
         records: what to keep of each step.
-        beams: rows for each prompt.
     """
 
     def __init__(
@@ -80,32 +79,34 @@ class Stepper:
         functions: Functions,
         controls: loop.Controls,
         records: Records,
-        beams: int = 1,
     ) -> None:
-        self.compiled, self.functions, self.records, self.beams = compiled, functions, records, beams
+        self.compiled, self.functions, self.records = compiled, functions, records
         self.parts = cut_chain(plan.processors, controls.processors)
         # What chooses needs none of them, and none of their numbers.
         kept = tuple(link for link in plan.processors if link[0] in ("guidance", "remove_invalid_values"))
         self.plan = plan._replace(processors=kept)
         self.controls = controls._replace(processors=())
 
-    def step(self, state: loop.State | None, ids: Any = None, real: Any = None) -> loop.State:
+    def step(self, state: loop.State | None, ids: Any = None, real: Any = None, past: Any = ()) -> loop.State:
         """One more token for each row: the first after the prompt `ids`, later ones after a state."""
-        recording = self.records.recording
-        if state is None:
-            logits, state, record = self.compiled("begin")((self.plan, recording), ids, real, self.controls)
-        else:
-            logits, state, record = self.compiled("proceed")(recording, state)
+        logits, state, record = self._begin(ids, real, past) if state is None else self._proceed(state)
         scores = self._scores(logits, state)
         self.records.add(logits, scores, record, int(state.slot), int(state.step))
         return self.compiled("pick")(self.plan, logits, scores, state, self.controls)
 
+    def _begin(self, ids: Any, real: Any, past: Any) -> Any:
+        """What the program `begin` gives."""
+        static = (self.plan._replace(resumed=bool(past)), self.records.recording)
+        return self.compiled("begin")(static, ids, real, self.controls._replace(past=past))
+
+    def _proceed(self, state: loop.State) -> tuple[Any, loop.State, tuple[Any, ...]]:
+        return self.compiled("proceed")(self.records.recording, state)
+
     def _scores(self, logits: Any, state: loop.State) -> Any:
         for names, numbers in self.parts:
             if names[0][0] in ON_THE_HOST:
-                values = np.asarray(ops.convert_to_numpy(logits))
-                finished = ops.convert_to_numpy(state.finished)
-                values = self.functions.apply(names[0][0], texts_of(state), values, finished, self.beams)
+                finished = to_numpy(state.finished)
+                values = self.functions.apply(names[0][0], texts_of(state), to_numpy(logits), finished)
                 logits = ops.convert_to_tensor(values)
             else:
                 logits = self.compiled("part")((self.plan, names), logits, numbers, state, self.controls)
@@ -114,5 +115,10 @@ class Stepper:
 
 def texts_of(state: loop.State) -> list[np.ndarray]:
     """The tokens of each row, int32 [n] each, prompt included, padding not."""
-    ids, real = (np.asarray(ops.convert_to_numpy(x))[:, : int(state.slot)] for x in (state.ids, state.real))
+    ids, real = (to_numpy(table)[:, : int(state.slot)] for table in (state.ids, state.real))
     return [row[mask] for row, mask in zip(ids, real, strict=True)]
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor's values on the host."""
+    return np.asarray(ops.convert_to_numpy(tensor))

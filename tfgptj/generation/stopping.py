@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,6 +54,13 @@ class StopText:
             if token < len(self._tokenizer):
                 shown += self._cut(self._stream.put([int(token)]), int(token) in self._ends)
         return shown
+
+    def after(self, token: int) -> StopText:
+        """Another text that has one token more."""
+        twin = copy.copy(self)
+        twin._stream = self._stream.copy()
+        twin.put([token])
+        return twin
 
     def show(self, ids: Any) -> str:
         """Take ids, int [n] or [1, n], that are the prompt's: stop strings in them do not count."""
@@ -152,6 +160,11 @@ class Ends:
         Raises:
             GenerationError: for an answer of another shape.
         """
+        self.lengths[(self.lengths < 0) & self._answers(ids, scores)] = done
+
+    def _answers(self, ids: np.ndarray, scores: Any) -> np.ndarray:
+        """Which rows one of the criteria ends, bool [B]."""
+        ended = np.zeros(len(ids), bool)
         for criterion in self._criteria:
             answer = np.asarray(criterion(ids, scores))
             if answer.shape not in ((), (len(ids),)):
@@ -159,10 +172,56 @@ class Ends:
                     f"a stopping criterion must return a bool, or one for each of {len(ids)} rows; "
                     f"got the shape {answer.shape}"
                 )
-            self.lengths[(self.lengths < 0) & answer.astype(bool)] = done
+            ended |= answer.astype(bool)
+        return ended
 
     def padded(self, tokens: np.ndarray, pad: int) -> np.ndarray:
         """New tokens, int [B, n], with the pad token after the end of each row, without columns that no row has."""
         lengths = np.where(self.lengths < 0, tokens.shape[1], self.lengths)
         tokens = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, pad).astype("int32")
         return tokens[:, : int(lengths.max())]
+
+
+class BranchEnds(Ends):
+    """Which candidates of beams end.
+
+    Args:
+        prompts: int32 [B, P], as the caller gave them.
+        config, tokenizer, criteria: see :class:`Ends`.
+    """
+
+    def __init__(
+        self, prompts: np.ndarray, config: GenerationConfig, tokenizer: GPTJTokenizer | None, criteria: Any
+    ) -> None:
+        super().__init__(config, len(prompts) * config.num_beams, tokenizer, criteria)
+        self._prompts = prompts
+        self._branches: dict[tuple[int, int], StopText] = {}  # by the beam, and the token that is added to it
+
+    def judge(self, origin: np.ndarray, tokens: np.ndarray, written: np.ndarray, scores: Any) -> np.ndarray:
+        """Which candidates end, bool [B, C].
+
+        Args:
+            origin: int32 [B, C], the beam that each comes from.
+            tokens: int32 [B, C], what is added to it.
+            written: int32 [B · K, n], the new tokens of the beams.
+            scores: for the criteria.
+
+        Raises:
+            GenerationError: for an answer of another shape.
+        """
+        ended = np.zeros(origin.size, bool)
+        if self._criteria:
+            prompts = np.repeat(self._prompts, origin.shape[1], axis=0)
+            ended |= self._answers(np.concatenate([prompts, written[origin.ravel()], tokens.reshape(-1, 1)], 1), scores)
+        if self._texts:
+            pairs = list(zip(origin.ravel().tolist(), tokens.ravel().tolist(), strict=True))
+            self._branches |= {(beam, token): self._texts[beam].after(token) for beam, token in pairs}
+            ended |= np.array([self._branches[pair].found for pair in pairs])
+        return ended.reshape(origin.shape)
+
+    def follow(self, origin: np.ndarray, tokens: np.ndarray) -> None:
+        """Take what the beams went on with, int32 [B · K] each; those of a closed group say nothing."""
+        if self._texts:
+            pairs = zip(origin.tolist(), tokens.tolist(), strict=True)
+            self._texts = [self._branches.get(pair, self._texts[pair[0]]) for pair in pairs]
+            self._branches = {}

@@ -9,11 +9,13 @@ from tfgptj.generation.beam_run import BeamRun
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.contrastive_run import ContrastiveRun
 from tfgptj.generation.run import Extras, Run, resolve_config
+from tfgptj.generation.speculative_run import SpeculativeRun, mode_with, settings_of
 from tfgptj.heads import TFGPTJForCausalLM
 
 RUNS: dict[str, type[Run]] = {
     **{"greedy": Run, "sample": Run, "contrastive": ContrastiveRun},
     **dict.fromkeys(("beam", "beam_sample", "group_beam"), BeamRun),
+    **dict.fromkeys(("prompt_lookup", "assisted"), SpeculativeRun),
 }
 
 
@@ -38,10 +40,11 @@ def new_run(
     Raises:
         InputError, GenerationError: for what `generate` cannot do.
     """
-    config = resolve_config(model, generation_config, parameters or {})
-    if config.mode not in RUNS:
-        raise GenerationError(f"{config.mode} search is not supported by tfgptj: {config!r}")
-    return RUNS[config.mode](model, input_ids, attention_mask, config, seed, jit_compile, extras)
+    assistant = extras.assistant
+    config = resolve_config(model, generation_config, settings_of(assistant, generation_config, parameters or {}))
+    return RUNS[mode_with(assistant, config, model)](
+        model, input_ids, attention_mask, config, seed, jit_compile, extras
+    )
 
 
 def check_streaming(run: Run) -> None:

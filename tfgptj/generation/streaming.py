@@ -11,6 +11,7 @@ import numpy as np
 from tfgptj.errors import GenerationError, InputError
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import functions_of, listed
+from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.run import Extras, Run
 from tfgptj.generation.stopping import StopText
 from tfgptj.generation.strategies import check_streaming, new_run
@@ -27,6 +28,8 @@ def stream_text(
     logits_processor: Any = None,
     stopping_criteria: Any = None,
     prefix_allowed_tokens_fn: Any = None,
+    assistant_model: Any = None,
+    prefix_cache: PrefixCache | None = None,
     seed: int | None = None,
     jit_compile: bool | None = None,
     **parameters: Any,
@@ -37,8 +40,8 @@ def stream_text(
         model: the language model.
         tokenizer: its tokenizer.
         prompt: the text to continue, or its token ids; an empty one starts from `bos_token_id`.
-        generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, jit_compile,
-        **parameters: as for :func:`tfgptj.generation.generate.generate`.
+        generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, assistant_model, prefix_cache,
+        seed, jit_compile, **parameters: as for :func:`tfgptj.generation.generate.generate`.
 
     Returns:
         An iterator over the pieces of the continuation, never with half a character or any part of a stop string,
@@ -55,7 +58,8 @@ def stream_text(
     """
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     functions = functions_of(logits_processor, prefix_allowed_tokens_fn)
-    extras = Extras(functions, listed("stopping_criteria", stopping_criteria), tokenizer=tokenizer)
+    criteria = listed("stopping_criteria", stopping_criteria)
+    extras = Extras(functions, criteria, tokenizer=tokenizer, assistant=assistant_model, prefix_cache=prefix_cache)
     run = new_run(model, [ids] if ids else None, None, generation_config, seed, jit_compile, parameters, extras)
     return text_pieces(run, tokenizer)
 

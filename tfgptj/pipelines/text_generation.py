@@ -61,6 +61,8 @@ class TextGenerationPipeline(Pipeline):
         "logits_processor": None,
         "stopping_criteria": None,
         "prefix_allowed_tokens_fn": None,
+        "assistant_model": None,
+        "prefix_cache": None,
         "seed": None,
         "jit_compile": None,
     }
@@ -77,8 +79,9 @@ class TextGenerationPipeline(Pipeline):
             clean_up_tokenization_spaces: bool, whether to remove spaces before punctuation from the continuation.
                 Hugging Face's pipeline does that by default, though it changes what the model wrote.
             handle_long_generation: "hole" cuts the left of a prompt so that the new tokens fit; None cuts nothing.
-            generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, jit_compile, and all
-                generation parameters: as for `generate`. A stop string is not part of the text.
+            generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, assistant_model,
+                prefix_cache, seed, jit_compile, and all generation parameters: as for `generate`. A stop string is not
+                part of the text.
 
         Returns:
             For one prompt a list of `num_return_sequences` dicts `{"generated_text": str}`, for a list of prompts a
@@ -166,7 +169,8 @@ class TextGenerationPipeline(Pipeline):
         given, seed, jit = (settings[name] for name in ("generation_config", "seed", "jit_compile"))
         functions = functions_of(settings["logits_processor"], settings["prefix_allowed_tokens_fn"])
         criteria = listed("stopping_criteria", settings["stopping_criteria"])
-        extras = Extras(functions, criteria, tokenizer=self.tokenizer)
+        helpers = {"assistant": settings["assistant_model"], "prefix_cache": settings["prefix_cache"]}
+        extras = Extras(functions, criteria, tokenizer=self.tokenizer, **helpers)
         return new_run(self.model, ids, mask, given, seed, jit, parameters, extras)
 
     def _prompts(self, texts: list[str], settings: dict[str, Any]) -> Iterator[Prompt]:

@@ -1,0 +1,1 @@
+"""Benchmarks of models on the machine at hand, beside what its memory allows."""

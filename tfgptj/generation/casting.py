@@ -1,0 +1,49 @@
+"""Weights of mixed policies, cast once for many steps.
+
+A layer of a mixed policy casts its weights whenever it is called. In a step that reads them for a few tokens, this
+costs several times what the step itself does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfgptj.heads import TFGPTJForCausalLM
+
+
+@contextmanager
+def weights_cast(model: TFGPTJForCausalLM) -> Iterator[None]:
+    """Within it, layers read their matrices in the dtype that they compute in.
+
+    The casts stand where this is entered: before a loop, if that is traced within. They take memory for a second copy
+    of the matrices, in the smaller dtype, as long as the program runs. Nothing happens to models of one dtype.
+    """
+    cast = {
+        id(matrix): ops.cast(matrix, layer.compute_dtype)
+        for layer in _dense_layers(model)
+        for matrix in layer.variables
+        if layer.quantization_mode is None and len(matrix.shape) == 2 and matrix.dtype != layer.compute_dtype
+    }
+    if not cast:
+        yield
+        return
+    # What an outer scope has for the other variables stays; a scope made with these would cast them back.
+    scope = keras.StatelessScope(
+        [(variable, variable.value) for variable in model.variables if id(variable) not in cast]
+    )
+    scope.state_mapping.update(cast)
+    with scope:
+        yield
+
+
+def _dense_layers(model: TFGPTJForCausalLM) -> list[Any]:
+    layers = [model.transformer.embedding.wte]
+    for block in model.transformer.blocks:
+        attention, fed = block.attn, block.mlp
+        layers += [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, fed.fc_in, fed.fc_out]
+    return layers if model.lm_head.tied is not None else [*layers, model.lm_head.dense]
