@@ -95,8 +95,8 @@ def _steps_per_epoch(recipe: Recipe, tokens: int) -> int:
 def _dataset(recipe: Recipe, tokenizer: GPTJTokenizer, text: str) -> Dataset:
     """All blocks in random order, cut at other places in every epoch, some merges skipped but in the last.
 
-    Skipped merges make more tokens, so the stream lasts longer than the steps do: of the five plain passes at the end of
-    the packaged model's run, about two were seen.
+    Skipped merges make more tokens, so the stream lasts longer than the steps do: of the five plain passes at the end
+    of the packaged model's run, about two were seen.
     """
     noisy = tokenizer.with_dropout(recipe.bpe_dropout)
 
