@@ -49,9 +49,9 @@ class Golden:
         return cls.from_pretrained(self.directory / head, **options)
 
 
-@pytest.fixture
-def ctrl_c_is_heard() -> Iterator[None]:
-    """Also where the tests run in the background of a script, which starts them deaf to it."""
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Also where the tests run in the background of a script, which starts them, and what they start, deaf to it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

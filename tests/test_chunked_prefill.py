@@ -170,7 +170,6 @@ def test_pieces_take_less_memory(model: TFGPTJForCausalLM, monkeypatch: pytest.M
 
 
 @pytest.mark.core
-@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_an_interruption_is_heard_between_pieces(model: TFGPTJForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate(IDS, max_new_tokens=4)
     call, calls = Compiled.__call__, []

@@ -18,7 +18,7 @@ from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.run import CHUNK, Run
 from tfgptj.generation.strategies import new_run
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("ctrl_c_is_heard")]
+pytestmark = pytest.mark.core
 TOKENIZER = GPTJTokenizer.from_directory(FIXTURES / "small_vocab")
 OPTIONS: dict[str, Any] = {"max_new_tokens": CHUNK + 4, "eos_token_id": None}
 

@@ -60,7 +60,6 @@ def test_whenever_it_is_killed_one_checkpoint_or_the_other_is_there(tmp_path: Pa
 
 @ANY_FORMAT
 @LIMITS
-@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_an_interrupt_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path, form: str, limit: str) -> None:
     write_checkpoint(tmp_path, OLD, format="safetensors")
     before, tensors = contents(tmp_path), []

@@ -121,6 +121,7 @@ class Projection(keras.layers.Dense):
         return x if self.bias is None else ops.add(x, self.bias)
 
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
+        """As Keras's, with dropout of what the adapters see."""
         self._check_training(training)
         x = super().quantized_call(inputs, training=training)
         if self.lora_enabled and self.lora_dropout and training:
@@ -149,7 +150,7 @@ class Projection(keras.layers.Dense):
         """What :meth:`save_own_variables` wrote. From a layer without adapters comes the kernel, and B becomes zero."""
         if self.lora_rank and not self.lora_enabled:
             raise InputError(f"{self.path}: its adapters are merged or disabled; unmerge or enable them before loading")
-        previous = self.lora_kernel_a.value if self.lora_rank else None
+        previous = _copy(self.lora_kernel_a) if self.lora_rank else None
         super().load_own_variables(store)  # makes both zero, and such adapters would never learn
         if self.lora_rank and _ADAPTERS[0] in store:
             for name in _ADAPTERS:
