@@ -279,7 +279,7 @@ def test_two_replicas_part_each_batch() -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=here, env=environment, check=False
     )
     assert done.stdout.endswith("equal\n"), done.stderr[-3000:]
-    assert "shard" not in done.stderr.lower()  # TensorFlow warns of datasets that it cannot part
+    assert "sharding" not in done.stderr.lower()  # TensorFlow warns of datasets that it cannot part
 
 
 # What is refused
