@@ -24,7 +24,7 @@ MODEL = (
     *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
     *("base", "backbone", "losses", "generative", "heads"),
 )
-TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream")
+TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
 LEVEL_2 = ("checkpoints", "generation")  # in this order
 PARAMETERS = "generation.config"  # needs nothing above level 0, and so may be imported wherever level 1 may
 LEVEL_3 = ("training", "serving", "litert", "pipelines")  # none imports another
@@ -61,6 +61,7 @@ BACKENDS = {
     "litert": "writes TensorFlow Lite",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",
+    "training.tfrecord": "reads TFRecord",
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
 

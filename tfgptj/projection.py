@@ -124,6 +124,7 @@ class Projection(keras.layers.Dense):
         return x if self.bias is None else ops.add(x, self.bias)
 
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
+        """As Keras's, with dropout of what the adapters see."""
         self._check_training(training)
         x = super().quantized_call(inputs, training=training)
         if self.lora_enabled and self.lora_dropout and training:
