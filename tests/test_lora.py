@@ -135,6 +135,16 @@ def test_kept_prefixes_are_those_of_the_adapters() -> None:
     np.testing.assert_array_equal(model.generate(IDS[:1], max_new_tokens=5, prefix_cache=cache), expected)
 
 
+def test_adapters_of_the_backbone_are_the_model_s() -> None:
+    model = build()
+    model.generate(IDS[:1], max_new_tokens=4)
+    model.compile("adam")
+    model.transformer.add_lora(rank=2, targets="all-linear")
+    assert model.optimizer is None
+    stir(model.transformer)
+    np.testing.assert_array_equal(model.generate(IDS[:1], max_new_tokens=4), greedy(model, IDS[:1], 4))
+
+
 def test_a_merge_for_good_leaves_a_plain_model() -> None:
     model = build()
     model.add_lora(rank=2)

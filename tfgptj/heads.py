@@ -10,6 +10,7 @@ from keras import ops
 from tfgptj.attention import ConfiguredLayer
 from tfgptj.backbone import TFGPTJModel, with_extras
 from tfgptj.base import GPTJBase
+from tfgptj.compiled import set_whole
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import ConfigError, InputError
 from tfgptj.generative import Generative
@@ -40,6 +41,7 @@ class GPTJHead(GPTJBase):
         self.config = transformer.config
         self.dtype_policy = transformer.dtype_policy
         self.transformer = transformer
+        set_whole(transformer, self)
 
     def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
         """The head's own loss, a float32 scalar."""
