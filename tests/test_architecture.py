@@ -21,10 +21,10 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "attention", "block", "inputs", "resizing", "base", "backbone", "losses"),
-    *("generative", "heads"),
+    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
+    *("base", "backbone", "losses", "generative", "heads"),
 )
-TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream")
+TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
 LEVEL_2 = ("checkpoints", "generation")  # in this order
 PARAMETERS = "generation.config"  # needs nothing above level 0, and so may be imported wherever level 1 may
 LEVEL_3 = ("training", "serving", "litert", "pipelines")  # none imports another
@@ -36,6 +36,9 @@ DOORS = {
     ("config", "checkpoints.hub"): "GPTJConfig.from_pretrained",
     ("config", "checkpoints.directory"): "GPTJConfig.from_pretrained",
     ("config", "checkpoints.push"): "GPTJConfig.push_to_hub",
+    ("adaptable", "training.adapters"): "save_adapter and load_adapter of every model",
+    ("adaptable", "training.lora"): "add_lora and its relatives of every model",
+    ("base", "training.lora"): "a model's Keras configuration tells of its adapters",
     ("base", "checkpoints.load"): "from_pretrained and load_pretrained of every model",
     ("base", "checkpoints.save"): "save_pretrained of every model",
     ("base", "checkpoints.push"): "push_to_hub of every model",
@@ -58,6 +61,7 @@ BACKENDS = {
     "litert": "writes TensorFlow Lite",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",
+    "training.tfrecord": "reads TFRecord",
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
 

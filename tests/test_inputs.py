@@ -78,7 +78,8 @@ def test_a_mask_may_be_boolean_or_integer(mask: Any) -> None:
 def test_what_is_not_given_is_none() -> None:
     checked = complete_inputs({"inputs_embeds": EMBEDDINGS, "position_ids": IDS % 8}, CONFIG)
     assert tuple(checked) == INPUTS
-    assert [name for name, x in checked.items() if x is None] == ["input_ids", "attention_mask", "token_type_ids"]
+    absent = ["input_ids", "attention_mask", "token_type_ids", "segment_ids"]
+    assert [name for name, x in checked.items() if x is None] == absent
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -23,14 +23,6 @@ TOKENIZER = GPTJTokenizer.from_directory(FIXTURES / "small_vocab")
 OPTIONS: dict[str, Any] = {"max_new_tokens": CHUNK + 4, "eos_token_id": None}
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_is_heard() -> Iterator[None]:
-    """Also where the tests run in the background of a script, which starts them deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def model() -> TFGPTJForCausalLM:
     return TFGPTJForCausalLM.from_pretrained(FIXTURES / "pipeline_goldens" / "causal_lm", dtype="float32")

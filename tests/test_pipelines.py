@@ -12,8 +12,8 @@ from tfgptj import GenerationConfig, GPTJConfig, GPTJTokenizer, pipeline
 from tfgptj.errors import GenerationError, InputError, InputTypeError
 from tfgptj.heads import TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJForSequenceClassification
 from tfgptj.pipelines import ALIASES, TASKS, pipeline_class
-from tfgptj.pipelines.question_answering import best_spans
 from tfgptj.pipelines.text_classification import apply_function, default_function
+from tfgptj.spans import best_spans
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDENS = FIXTURES / "pipeline_goldens"
@@ -302,9 +302,9 @@ def test_question_answering_errors(answerer: Any) -> None:
         answerer(question="", context="c")
     with pytest.raises(InputError, match="context 1 is empty"):
         answerer(question=["a", "b"], context=["c", ""])
-    with pytest.raises(InputError, match=r"the question has \d+ tokens, which leaves no room .* in max_seq_len=8"):
+    with pytest.raises(InputError, match=r"the question has \d+ tokens, which leaves no room .* in a window of 8"):
         answerer(question="Why is all of this so very long?", context="c", max_seq_len=8)
-    with pytest.raises(InputError, match="doc_stride=30 must be below 27, the tokens of context in a window"):
+    with pytest.raises(InputError, match="share 30 tokens, which must be below 27, the tokens of context in a window"):
         answerer(question="Who", context="word " * 50, max_seq_len=30, doc_stride=30)
     with pytest.raises(InputError, match="max_answer_len is 0, expected an integer from 1"):
         answerer(question="a", context="c", max_answer_len=0)

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from tfgptj.config import GPTJConfig
+from tfgptj.projection import Projection
 from tfgptj.rotary import apply_rotary
 
 # Score of a forbidden key. Finite, so that a query with no allowed key averages over all keys instead of giving NaN.
@@ -70,9 +71,9 @@ class RotaryAttention(ConfiguredLayer):
         self.attn_dropout = keras.layers.Dropout(config.attn_pdrop, dtype=self.dtype_policy, name="attn_dropout")
         self.resid_dropout = keras.layers.Dropout(config.resid_pdrop, dtype=self.dtype_policy, name="resid_dropout")
 
-    def _projection(self, name: str) -> keras.layers.Dense:
+    def _projection(self, name: str) -> Projection:
         normal = keras.initializers.RandomNormal(stddev=self.config.initializer_range)
-        return keras.layers.Dense(
+        return Projection(
             self.config.n_embd, use_bias=False, kernel_initializer=normal, dtype=self.dtype_policy, name=name
         )
 

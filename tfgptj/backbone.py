@@ -53,11 +53,13 @@ class CausalContext(keras.layers.Layer):
     """Where each token stands, and which tokens it may look at.
 
     Call arguments:
-        inputs: dict with `x` float [B, T, D], of which only T is read, and perhaps `attention_mask`, `position_ids`.
+        inputs: dict with `x` float [B, T, D], of which only T is read, and perhaps `attention_mask`, `position_ids`,
+            `segment_ids`.
 
     Returns:
-        positions int32 [B or 1, T], and the mask bool [B or 1, 1, T, T]: earlier tokens and itself, without padding.
-        Positions count from 0 in every row whatever its padding: the rotation only sees their differences.
+        positions int32 [B or 1, T], and the mask bool [B or 1, 1, T, T]: earlier tokens and itself, without padding
+        and other segments. Positions count from 0 in every row whatever its padding and wherever its segments begin:
+        the rotation only sees their differences.
     """
 
     def build(self, input_shape: Any = None) -> None:
@@ -68,6 +70,10 @@ class CausalContext(keras.layers.Layer):
         mask = (steps[:, None] >= steps[None, :])[None, None]  # [1, 1, T, T]
         if inputs.get("attention_mask") is not None:
             mask = ops.logical_and(mask, ops.cast(inputs["attention_mask"], "bool")[:, None, None, :])  # [B, 1, T, T]
+        segments = inputs.get("segment_ids")
+        if segments is not None:
+            same = segments[:, :, None] == segments[:, None, :]  # [B, T, T]
+            mask = ops.logical_and(mask, same[:, None])  # [B, 1, T, T]
         positions = inputs.get("position_ids")
         return (steps[None] if positions is None else positions), mask
 
@@ -84,7 +90,8 @@ class TFGPTJModel(GPTJBase):
     Call arguments:
         inputs: int [B, T] token ids, or a dict with `input_ids` int [B, T] or `inputs_embeds` float [B, T, D], and
             optionally `attention_mask` int or bool [B, T] (1: real token, 0: padding), `position_ids` int [B, T],
-            `token_type_ids` int [B, T].
+            `token_type_ids` int [B, T], `segment_ids` int [B, T] (a token sees only those with its own number: for
+            several documents in one row).
 
     Returns:
         The last hidden state, float [B, T, D]. With `config.output_hidden_states` or `config.output_attentions` a dict
@@ -114,9 +121,8 @@ class TFGPTJModel(GPTJBase):
         inputs = {name: keras.Input((None,), dtype="int32", name=name, optional=True) for name in IDS}
         inputs["inputs_embeds"] = keras.Input((None, config.n_embd), name="inputs_embeds", optional=True)
         x = embedding({name: inputs[name] for name in ("input_ids", "inputs_embeds", "token_type_ids")})
-        positions, mask = context(
-            {"x": x, "attention_mask": inputs["attention_mask"], "position_ids": inputs["position_ids"]}
-        )
+        places = {name: inputs[name] for name in ("attention_mask", "position_ids", "segment_ids")}
+        positions, mask = context({"x": x, **places})
         sin, cos = rotary(positions)
         hidden_states, attentions = [], []
         for block in blocks:

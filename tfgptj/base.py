@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from tfgptj.adaptable import Adaptable
+from tfgptj.compiled import forget_compiled
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError
 from tfgptj.inputs import INPUTS, check_arrays, complete_inputs, split_labels
 from tfgptj.resizing import resize_token_embeddings
 
 
-class GPTJBase(keras.Model):
+class GPTJBase(Adaptable, keras.Model):
     """What all model classes share: checked inputs, configuration, loading and saving.
 
     Models are called with a dict of inputs, with the `input_ids` alone, or with inputs by keyword.
@@ -74,22 +77,38 @@ class GPTJBase(keras.Model):
         archive.add_endpoint("serve", lambda inputs: self(inputs, training=False), input_signature, **kwargs)
         archive.write_out(str(filepath), verbose=verbose is not False)
 
-    def num_parameters(self) -> int:
-        """Number of weights."""
-        return self.count_params()
+    def quantize(self, mode: str | None = None, config: Any = None, filters: Any = None, **kwargs: Any) -> None:
+        """Keras's `model.quantize`; what was compiled for the float weights is dropped, and the optimizer with it."""
+        if filters is None:  # Keras warns of every layer that has nothing to quantize
+            filters = _is_quantizable
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        forget_compiled(self)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of weights, or of those that are trained."""
+        return sum(math.prod(v.shape) for v in self.trainable_variables) if only_trainable else self.count_params()
 
     def resize_token_embeddings(self, size: int) -> keras.layers.Embedding:
         """Change the vocabulary size in place: see :func:`tfgptj.resizing.resize_token_embeddings`."""
         return resize_token_embeddings(self, size)
 
     def get_config(self) -> dict[str, Any]:
-        policy = keras.dtype_policies.serialize(self.dtype_policy)
-        return {"config": self.config.to_dict(), "dtype": policy, "name": self.name, "trainable": self.trainable}
+        from tfgptj.training.lora import lora_config
+
+        policy, lora = keras.dtype_policies.serialize(self.dtype_policy), lora_config(self)
+        fields = {"config": self.config.to_dict(), "dtype": policy, "name": self.name, "trainable": self.trainable}
+        return fields if lora is None else {**fields, "lora": lora}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GPTJBase:
+        from tfgptj.training.lora import adapt_from_config
+
         fields = dict(config)
-        return cls(GPTJConfig.from_dict(fields.pop("config")), **fields)
+        lora = fields.pop("lora", None)
+        model = cls(GPTJConfig.from_dict(fields.pop("config")), **fields)
+        if lora is not None:
+            adapt_from_config(model, lora)
+        return model
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
@@ -124,3 +143,7 @@ def _as_named(inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     if twice:
         raise InputError(f"{twice[0]} was given twice: once by position, once by name")
     return given
+
+
+def _is_quantizable(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, (keras.layers.Dense, keras.layers.Embedding))

@@ -18,6 +18,7 @@ import keras
 from tfgptj.activations import activation_layer
 from tfgptj.attention import Cache, ConfiguredLayer, RotaryAttention
 from tfgptj.config import GPTJConfig
+from tfgptj.projection import Projection
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
@@ -32,9 +33,9 @@ class FeedForward(ConfiguredLayer):
         super().__init__(config, **kwargs)
         normal = keras.initializers.RandomNormal(stddev=config.initializer_range)
         policy = self.dtype_policy
-        self.fc_in = keras.layers.Dense(config.inner_dim, kernel_initializer=normal, dtype=policy, name="fc_in")
+        self.fc_in = Projection(config.inner_dim, kernel_initializer=normal, dtype=policy, name="fc_in")
         self.act = activation_layer(config.activation_function, dtype=policy)
-        self.fc_out = keras.layers.Dense(config.n_embd, kernel_initializer=normal, dtype=policy, name="fc_out")
+        self.fc_out = Projection(config.n_embd, kernel_initializer=normal, dtype=policy, name="fc_out")
         self.dropout = keras.layers.Dropout(config.resid_pdrop, dtype=policy, name="dropout")
 
     def build(self, input_shape: Any) -> None:

@@ -15,6 +15,7 @@ from tfgptj.errors import ConfigError, InputError
 from tfgptj.generative import Generative
 from tfgptj.inputs import split_labels
 from tfgptj.losses import IGNORE_INDEX, PerReplica, causal_lm_loss, classification_loss, question_answering_loss
+from tfgptj.projection import Projection
 
 
 class GPTJHead(GPTJBase):
@@ -100,10 +101,10 @@ class LMHead(ConfiguredLayer):
         return ops.cast(logits, "float32")
 
 
-def head_dense(config: GPTJConfig, units: int, *, use_bias: bool, name: str, dtype: Any) -> keras.layers.Dense:
+def head_dense(config: GPTJConfig, units: int, *, use_bias: bool, name: str, dtype: Any) -> Projection:
     """A dense layer initialised as GPT-J's are."""
     normal = keras.initializers.RandomNormal(stddev=config.initializer_range)
-    return keras.layers.Dense(units, use_bias=use_bias, kernel_initializer=normal, dtype=dtype, name=name)
+    return Projection(units, use_bias=use_bias, kernel_initializer=normal, dtype=dtype, name=name)
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")

@@ -15,8 +15,9 @@ from keras import ops
 
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError, InputTypeError
+from tfgptj.limits import MAX_ID
 
-IDS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")  # int [B, T] each
+IDS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "segment_ids")  # int [B, T] each
 INPUTS = (*IDS, "inputs_embeds")  # and float [B, T, D]
 LABELS = ("labels", "start_positions", "end_positions")  # may travel in the same dict, as Hugging Face's do
 
@@ -139,7 +140,8 @@ def _check_length(name: str, shape: tuple[int | None, ...], config: GPTJConfig) 
 
 
 def _check_range(name: str, values: np.ndarray, config: GPTJConfig) -> None:
-    stop = {"attention_mask": 2, "position_ids": config.n_positions}.get(name, config.vocab_size)
+    stops = {"attention_mask": 2, "position_ids": config.n_positions, "segment_ids": MAX_ID + 1}
+    stop = stops.get(name, config.vocab_size)
     low, high = values.min(), values.max()
     if low < 0 or high >= stop:
         wrong = low if low < 0 else high
@@ -147,6 +149,7 @@ def _check_range(name: str, values: np.ndarray, config: GPTJConfig) -> None:
         reason = {
             "attention_mask": "1 marks a real token, 0 padding",
             "position_ids": f"n_positions is {config.n_positions}",
+            "segment_ids": "they number the documents of a row",
         }.get(name, f"vocab_size is {config.vocab_size}; does the tokenizer belong to this model?")
         raise InputError(f"{name}[{row}, {column}] is {wrong}, outside 0…{stop - 1}: {reason}")
 

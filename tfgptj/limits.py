@@ -63,3 +63,7 @@ MAX_HDF5_CHUNKS = 2**17
 # 256 leads through 128 maps within each other at most, and no deeper the reader descends.
 MAX_MSGPACK_KEYS = 2**15
 MAX_MSGPACK_NAME = 256
+
+# One line of a JSONL file, or one value of a CSV file. The longest documents of public corpora have some 10 MB. Parsing
+# and tokenising take up to about 20 times as much for a moment: some 1.3 GB.
+MAX_ROW_BYTES = 64 * 2**20

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj import limits
+from tfgptj.compiled import forget_compiled
 from tfgptj.errors import InputError, InputTypeError
 
 
@@ -26,7 +27,7 @@ def resize_token_embeddings(model: Any, size: int) -> keras.layers.Embedding:
         The embedding layer.
 
     Raises:
-        InputError, InputTypeError: if the size is no positive integer.
+        InputError, InputTypeError: if the size is no positive integer, or the LM head has LoRA adapters.
     """
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
         raise InputTypeError(f"the new vocabulary size must be an integer, got {size!r}")
@@ -34,6 +35,8 @@ def resize_token_embeddings(model: Any, size: int) -> keras.layers.Embedding:
         raise InputError(f"the new vocabulary size must be between 1 and {limits.MAX_VOCAB:,}, got {size:,}")
     size, transformer = int(size), getattr(model, "transformer", model)
     embedding, head = transformer.embedding.wte, getattr(model, "lm_head", None)
+    if head is not None and head.tied is None and head.dense.lora_rank:
+        raise InputError("lm_head has LoRA adapters, which fit the old size only: merge or remove them first")
     deviation = model.config.initializer_range
     _resize(embedding, embedding.embeddings, 0, size, deviation)
     embedding.input_dim = size
@@ -45,7 +48,7 @@ def resize_token_embeddings(model: Any, size: int) -> keras.layers.Embedding:
         _resize(head, head.bias, 0, size, 0.0)
     for part in {id(part): part for part in (model, transformer)}.values():
         part.config.vocab_size = size
-        _forget_old_shapes(part)
+    forget_compiled(model)
     if head is not None:
         head.config.vocab_size = size
         head.output._shape = (*head.output.shape[:-1], size)  # what summary() and compute_output_spec() report
@@ -65,10 +68,3 @@ def _resize(layer: keras.layers.Layer, variable: keras.Variable, axis: int, size
     variable._shape = tuple(value.shape)
     if keras.backend.backend() == "torch":
         layer._track_variables()  # PyTorch's own list of parameters
-
-
-def _forget_old_shapes(model: Any) -> None:
-    """Drop what was compiled for the old shapes."""
-    model.__dict__.pop("_generation_programs", None)
-    model.train_function = model.test_function = model.predict_function = None
-    model.optimizer, model.compiled = None, False

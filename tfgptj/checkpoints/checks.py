@@ -96,19 +96,26 @@ def check_same_architecture(
     Raises:
         CheckpointMismatchError: with all differences, if there are any.
     """
-    left_out = {"vocab_size"} if ignore_mismatched_sizes else set()
-    if head != "causal_lm":
-        left_out.add("tie_word_embeddings")  # it says what the head is made of
-    differences = [
-        f"  {field}: {getattr(stored, field)!r}, the model has {getattr(config, field)!r}"
-        for field, value in _ARCHITECTURE.items()
-        if field not in left_out and getattr(stored, value) != getattr(config, value)
-    ]
+    differences = architecture_differences(stored, config, head, ignore_mismatched_sizes=ignore_mismatched_sizes)
     if differences:
         raise CheckpointMismatchError(
             "\n".join([f"{path}: these weights are for a model of another architecture:", *differences])
             + "\nLoad them into a model of their own, with from_pretrained"
         )
+
+
+def architecture_differences(
+    stored: GPTJConfig, config: GPTJConfig, head: str, *, ignore_mismatched_sizes: bool = False
+) -> list[str]:
+    """A line for each field in which two configurations differ, as far as results depend on it; arguments as above."""
+    left_out = {"vocab_size"} if ignore_mismatched_sizes else set()
+    if head != "causal_lm":
+        left_out.add("tie_word_embeddings")  # it says what the head is made of
+    return [
+        f"  {field}: {getattr(stored, field)!r}, the model has {getattr(config, field)!r}"
+        for field, value in _ARCHITECTURE.items()
+        if field not in left_out and getattr(stored, value) != getattr(config, value)
+    ]
 
 
 def match_plan(entries: Sequence[Entry], checkpoint: Checkpoint, *, ignore_mismatched_sizes: bool = False) -> Match:

@@ -55,6 +55,9 @@ TOKENIZER_FILES = (
     *("vocab.json", "encoder.json", "merges.txt", "vocab.bpe"),
 )
 
+# LoRA adapters lie in a directory of their own, as the PEFT library writes them.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
 # The files of which the first that is there counts. A whole file comes before an index of shards.
 HEADS = tuple(name for form in FORMATS.values() for name in (form.whole, form.index))
 

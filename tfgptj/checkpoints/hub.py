@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tfgptj.checkpoints.directory import DOCUMENTS, TOKENIZER_FILES, companion
+from tfgptj.checkpoints.directory import ADAPTER_FILES, DOCUMENTS, TOKENIZER_FILES, companion
 from tfgptj.checkpoints.repository import Repository
 from tfgptj.errors import CheckpointError
 
@@ -24,6 +24,7 @@ _FILES = {
     "tokenizer": TOKENIZER_FILES,
     "documents": (*DOCUMENTS, *TOKENIZER_FILES),
     "weights": DOCUMENTS,
+    "adapter": ADAPTER_FILES,
 }
 
 
@@ -45,8 +46,8 @@ def resolve_directory(
 
     Args:
         name_or_path: a directory, the name of a packaged model, or a Hub id.
-        files: what is needed of it: "config", "generation", "tokenizer", "documents" (all of these) or "weights" (with
-            the two JSON files). From the Hub comes this and nothing else.
+        files: what is needed of it: "config", "generation", "tokenizer", "documents" (all of these), "adapter" (of
+            LoRA) or "weights" (with the two JSON files). From the Hub comes this and nothing else.
         revision: branch, tag or commit on the Hub.
         subfolder: directory below `name_or_path`.
         cache_dir: where downloads are kept; None is the Hub library's own place.

@@ -9,7 +9,6 @@ leaves the model as it was.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections import deque
@@ -24,7 +23,7 @@ from keras import ops
 
 from tfgptj.checkpoints.checks import Match, check_same_architecture, check_sha256, match_plan
 from tfgptj.checkpoints.hub import resolve_directory
-from tfgptj.checkpoints.mapping import Entry, head_of, plan, variable_of
+from tfgptj.checkpoints.mapping import Entry, head_of, layer_of, plan, variable_of
 from tfgptj.checkpoints.opening import open_checkpoint, read_config
 from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, Health, HealthCheck, assemble
@@ -176,19 +175,19 @@ def load_pretrained(
         targets = [(variable_of(model, entry), (entry, name)) for entry, name in match.stored]
         faults: dict[str, list[str]] = {_NOT_FINITE: [], _ALL_ZERO: []}
         values = deque(_values(checkpoint, targets, faults))
-    _assign_all([variable for variable, _ in targets], values)
+    assign_all([variable for variable, _ in targets], values)
     _warn(checkpoint.path, type(model), match, "They keep the values that they had.", faults)
 
 
 def _check_plain(model: Any, entries: Iterable[Entry]) -> None:
     """Refuse a model whose variables are not the weights of a checkpoint."""
     for entry in entries:
-        layer = variable_of(model, dataclasses.replace(entry, variable=entry.variable.rpartition(".")[0]))
-        if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
+        layer = layer_of(model, entry)
+        if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_rank", None):
             what = "is quantized" if getattr(layer, "quantization_mode", None) else "has LoRA weights"
             raise CheckpointError(
                 f"{entry.variable}: {what}; load the weights into a new model with from_pretrained, "
-                "then quantize it or enable LoRA again"
+                "then quantize it or add the adapters again"
             )
 
 
@@ -272,7 +271,7 @@ def _fill(checkpoint: Checkpoint, targets: list[Target]) -> dict[str, list[str]]
     return faults
 
 
-def _assign_all(variables: Sequence[Any], values: deque[np.ndarray]) -> None:
+def assign_all(variables: Sequence[Any], values: deque[np.ndarray]) -> None:
     """Give all variables new values, or after an error none of them."""
     previous: list[np.ndarray] = []
     try:

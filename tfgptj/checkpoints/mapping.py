@@ -242,7 +242,12 @@ def head_of(model_class: type) -> tuple[str, str]:
 
 def variable_of(model: Any, entry: Entry) -> Any:
     """The model's variable for an entry of its plan."""
+    return getattr(layer_of(model, entry), entry.variable.rpartition(".")[2])
+
+
+def layer_of(model: Any, entry: Entry) -> Any:
+    """The model's layer that has the variable of an entry."""
     node = model if entry.in_head else getattr(model, "transformer", model)
-    for part in entry.variable.split("."):
+    for part in entry.variable.split(".")[:-1]:
         node = node[int(part)] if part.isdigit() else getattr(node, part)
     return node

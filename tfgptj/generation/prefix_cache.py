@@ -15,6 +15,7 @@ from keras import ops
 
 from tfgptj import limits
 from tfgptj.attention import Cache
+from tfgptj.compiled import forward_version
 from tfgptj.errors import GenerationError
 from tfgptj.generation.parameters import check_whole
 from tfgptj.heads import TFGPTJForCausalLM
@@ -173,7 +174,8 @@ def weights_mark(model: TFGPTJForCausalLM) -> bytes:
     Sums of integers wrap around and do not depend on their order, so they are the same on every call, however many
     threads add them; and no change of one number alone leaves them as they are.
     """
-    digest = hashlib.blake2b()
+    # Adapters that are disabled are still there.
+    digest = hashlib.blake2b(f"{forward_version(model.transformer)}".encode())
     for weight in model.transformer.weights:
         size, shape = _itemsize(weight), tuple(weight.shape)
         digest.update(f"{weight.dtype} {shape}".encode())

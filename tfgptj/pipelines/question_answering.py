@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
+from typing import Any, ClassVar
 
 from tfgptj import batching
 from tfgptj.errors import InputError
 from tfgptj.heads import TFGPTJForQuestionAnswering
 from tfgptj.pipelines.base import Pipeline
-from tfgptj.tokenizer import GPTJTokenizer
-
-# As in Hugging Face's pipeline: tokens of a window at most, and those that it shares with the next.
-DEFAULT_WINDOW, DEFAULT_OVERLAP = 384, 128
-
-
-class Context(NamedTuple):
-    """The tokens of a text: their ids, the characters [start, end) of each, and the number of its word; int [T]."""
-
-    text: str
-    ids: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    words: np.ndarray
-
-    def window(self, first: int, last: int) -> Context:
-        """The tokens from `first` to before `last`."""
-        part = slice(first, last)
-        return Context(self.text, self.ids[part], self.starts[part], self.ends[part], self.words[part])
-
-    def characters(self, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
-        """The characters from one token to another, or from the word of the one to that of the other."""
-        if align_to_words:
-            first = int(np.searchsorted(self.words, self.words[first], "left"))
-            last = int(np.searchsorted(self.words, self.words[last], "right")) - 1
-        return int(self.starts[first]), int(self.ends[last])
+from tfgptj.spans import DEFAULT_WINDOW, Context, add_answers, contexts_of, ranked, windows
 
 
 class QuestionAnsweringPipeline(Pipeline):
@@ -48,6 +21,7 @@ class QuestionAnsweringPipeline(Pipeline):
     Source: transformers, pipelines/question_answering.py.
 
     >>> from tfgptj.config import GPTJConfig
+    >>> from tfgptj.tokenizer import GPTJTokenizer
     >>> config = GPTJConfig(vocab_size=257, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
     >>> answer = QuestionAnsweringPipeline(TFGPTJForQuestionAnswering(config), tokenizer)
@@ -103,7 +77,14 @@ class QuestionAnsweringPipeline(Pipeline):
         outputs = self.outputs(rows, settings["batch_size"], "start_logits", "end_logits")
         for index, row, window, (start, end) in zip(examples, rows, windows, outputs, strict=True):
             part = slice(len(row) - len(window.ids), len(row))  # the window's tokens, behind the question's
-            _add_answers(answers[index], window, start[part], end[part], settings)
+            add_answers(
+                answers[index],
+                window,
+                (start[part], end[part]),
+                count=settings["top_k"],
+                longest=settings["max_answer_len"],
+                align_to_words=settings["align_to_words"],
+            )
         results = [_best(found, settings) for found in answers]
         return results[0] if isinstance(question, str) else results
 
@@ -115,36 +96,11 @@ class QuestionAnsweringPipeline(Pipeline):
 
     def _windows(self, question: str, context: str, settings: dict[str, Any]) -> Iterator[tuple[list[int], Context]]:
         """Token ids of question and context together, and the part of the context that is in them."""
-        question_ids, tokens = self.tokenizer.encode(question), tokens_of(context, self.tokenizer)
+        question_ids, tokens = self.tokenizer.encode(question), contexts_of([context], self.tokenizer)[0]
         limit = self.model.config.n_positions
         size = settings["max_seq_len"] or min(DEFAULT_WINDOW, self.tokenizer.model_max_length or limit, limit)
-        room = size - len(question_ids)
-        if room < 1:
-            raise InputError(
-                f"the question has {len(question_ids)} tokens, which leaves no room for the context in "
-                f"max_seq_len={size}: shorten it, or set max_seq_len higher"
-            )
-        overlap = settings["doc_stride"] or min(size // 2, DEFAULT_OVERLAP)
-        if settings["doc_stride"] is None and overlap >= room:  # a long question
-            overlap = room // 2
-        if len(tokens.ids) > room and overlap >= room:
-            raise InputError(
-                f"doc_stride={overlap} must be below {room}, the tokens of context in a window: windows must advance"
-            )
-        first = 0
-        while True:
-            window = tokens.window(first, first + room)
+        for window in windows(question_ids, tokens, size, settings["doc_stride"]):
             yield [*question_ids, *window.ids.tolist()], window
-            if first + room >= len(tokens.ids):
-                return
-            first += room - overlap
-
-
-def tokens_of(text: str, tokenizer: GPTJTokenizer) -> Context:
-    """The tokens of a text, with the characters and the word that each is from."""
-    encoding = tokenizer._backend.encode(text, add_special_tokens=False)
-    starts, ends = np.asarray(encoding.offsets).T
-    return Context(text, np.asarray(encoding.ids), starts, ends, np.asarray(encoding.word_ids))
 
 
 def _pairs(question: str | list[str], context: str | list[str]) -> tuple[list[str], list[str]]:
@@ -159,44 +115,6 @@ def _pairs(question: str | list[str], context: str | list[str]) -> tuple[list[st
     return questions, contexts
 
 
-def _add_answers(
-    answers: list[dict[str, Any]], window: Context, start: np.ndarray, end: np.ndarray, settings: dict[str, Any]
-) -> None:
-    """Add a window's best answers to those of the windows before it."""
-    aligned = settings["align_to_words"]
-    # Several spans of tokens may be extended to the same words, so more are looked at than asked for.
-    count = 2 * settings["top_k"] + 10 if aligned else settings["top_k"]
-    for first, last, score in best_spans(start, end, settings["max_answer_len"], count):
-        first_character, end_character = window.characters(first, last, aligned)
-        text = window.text[first_character:end_character]
-        same = next((answer for answer in answers if answer["answer"].lower() == text.lower()), None)
-        if same is None:
-            answers.append({"score": score, "start": first_character, "end": end_character, "answer": text})
-        else:
-            same["score"] += score
-
-
-def best_spans(start: np.ndarray, end: np.ndarray, longest: int, count: int) -> list[tuple[int, int, float]]:
-    """The likeliest spans of tokens.
-
-    Args:
-        start, end: logits [T] of the first and of the last token.
-        longest: tokens of a span at most.
-        count: how many spans.
-
-    Returns:
-        First token, last token and score of each, best first. The score is the product of the two probabilities.
-    """
-    length = len(start)
-    firsts, lasts = np.nonzero(np.tril(np.triu(np.ones((length, length), bool)), longest - 1))
-    start, end = (np.exp(logits - logits.max()) for logits in (start, end))
-    scores = (start / start.sum())[firsts] * (end / end.sum())[lasts]
-    best = np.argsort(-scores, kind="stable")[:count]
-    return list(zip(firsts[best].tolist(), lasts[best].tolist(), scores[best].tolist(), strict=True))
-
-
 def _best(answers: list[dict[str, Any]], settings: dict[str, Any]) -> Any:
-    if settings["handle_impossible_answer"]:
-        answers = [*answers, {"score": 0.0, "start": 0, "end": 0, "answer": ""}]
-    ranked = sorted(answers, key=lambda answer: -answer["score"])[: settings["top_k"]]
-    return ranked[0] if settings["top_k"] == 1 else ranked
+    best = ranked(answers, settings["top_k"], settings["handle_impossible_answer"])
+    return best[0] if settings["top_k"] == 1 else best

@@ -13,8 +13,9 @@ from tfgptj.errors import InputError
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.losses import IGNORE_INDEX, causal_lm_loss
 from tfgptj.tokenizer import GPTJTokenizer
-from tfgptj.training.data import block_dataset, evaluation_windows
+from tfgptj.training.data import Dataset, block_dataset, evaluation_windows
 from tfgptj.training.recipe import Recipe
+from tfgptj.training.tokens import Tokens
 
 
 def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TFGPTJForCausalLM, GPTJTokenizer, float]:
@@ -41,24 +42,13 @@ def pretrain(text: str, recipe: Recipe = Recipe(), verbose: int = 2) -> tuple[TF
 
     steps_per_epoch = _steps_per_epoch(recipe, len(tokenizer.encode(train_text)))
     model.compile(_optimizer(recipe, model, steps_per_epoch * recipe.epochs))
-    noisy = tokenizer.with_dropout(recipe.bpe_dropout)
-
-    # Skipped merges make more tokens, so the stream lasts longer than the steps do: of the five plain passes at the end
-    # of the packaged model's run, about two were seen.
-    def epoch_ids(epoch: int) -> np.ndarray:
-        encoder = noisy if epoch < recipe.epochs - recipe.plain_epochs else tokenizer
-        return np.asarray(encoder.encode(train_text), "int32")
-
-    dataset = block_dataset(
-        epoch_ids, block_size=recipe.block_size, batch_size=recipe.batch_size, epochs=recipe.epochs, seed=recipe.seed
-    )
     report = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: logs.update(
             held_out=nats_per_character(model, tokenizer, held_out_text, recipe.block_size)
         )
     )
     model.fit(
-        dataset,
+        _dataset(recipe, tokenizer, train_text),
         epochs=recipe.epochs,
         steps_per_epoch=steps_per_epoch,
         callbacks=[report],
@@ -100,6 +90,30 @@ def _steps_per_epoch(recipe: Recipe, tokens: int) -> int:
             "take a longer text, smaller batches or more epochs"
         )
     return steps
+
+
+def _dataset(recipe: Recipe, tokenizer: GPTJTokenizer, text: str) -> Dataset:
+    """All blocks in random order, cut at other places in every epoch, some merges skipped but in the last.
+
+    Skipped merges make more tokens, so the stream lasts longer than the steps do: of the five plain passes at the end
+    of the packaged model's run, about two were seen.
+    """
+    noisy = tokenizer.with_dropout(recipe.bpe_dropout)
+
+    def stream(epoch: int) -> list[Tokens]:
+        encoder = noisy if epoch < recipe.epochs - recipe.plain_epochs else tokenizer
+        ids = np.asarray(encoder.encode(text), "int32")
+        ids = ids[np.random.default_rng((recipe.seed, epoch)).integers(recipe.block_size) :]
+        return [Tokens(ids, np.array([len(ids)]))]
+
+    return block_dataset(
+        stream,
+        block_size=recipe.block_size,
+        batch_size=recipe.batch_size,
+        shuffle_buffer=len(text),  # all blocks
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+    )
 
 
 def _config(recipe: Recipe, tokenizer: GPTJTokenizer) -> GPTJConfig:
