@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,16 @@ IDS = np.random.default_rng(0).integers(0, 48, (4, 12)).astype("int32")
 def build(mode: str | None = None, dtype: str = "float32", cls: Any = TFGPTJForCausalLM, **fields: Any) -> Any:
     """Always the same weights."""
     keras.utils.set_random_seed(0)
-    model = cls(GPTJConfig(**SIZES, **{"eos_token_id": None, **fields}), dtype=dtype)
+    model = cls(GPTJConfig(**SIZES, eos_token_id=None, **fields), dtype=dtype)
     if mode is not None:
         model.quantize(mode)
+    return model
+
+
+def partly_quantized(mode: str, names: str) -> Any:
+    """Keras takes its time for each layer."""
+    model = build()
+    model.quantize(mode, filters=names)
     return model
 
 
@@ -62,19 +70,19 @@ def greedy(model: Any, ids: np.ndarray, count: int) -> np.ndarray:
     ("mode", "dtype"), [(None, "float32"), ("int8", "float32"), ("int4", "float32"), (None, "mixed_bfloat16")]
 )
 def test_training_changes_adapters_alone_and_generation_sees_them(mode: str | None, dtype: str) -> None:
-    model = build(mode, dtype)
+    model = build(mode, dtype, initializer_range=0.3)
     logits, text = numbers(model(IDS)), model.generate(IDS[:2], max_new_tokens=6)
     model.compile("adam")
-    model.add_lora(rank=4, alpha=8, targets="all-linear")
+    model.add_lora(rank=4, alpha=8, targets=["all-linear", "lm_head"])
     np.testing.assert_array_equal(numbers(model(IDS)), logits)
     trained = {variable.path for variable in model.trainable_variables}
-    assert len(trained) == 24
+    assert len(trained) == 26
     assert all("lora_kernel" in path for path in trained)
 
     before = all_bits(model)
     model.compile(keras.optimizers.Adam(0.05))
     losses = model.fit(IDS, batch_size=4, epochs=12, verbose=0).history["loss"]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]
     after = all_bits(model)
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
     assert changed == trained
@@ -141,7 +149,7 @@ def test_a_merge_for_good_leaves_a_plain_model() -> None:
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_a_quantized_base_is_merged_on_demand_and_restored(mode: str) -> None:
-    model = build(mode)
+    model = partly_quantized(mode, "q_proj|v_proj")
     model.add_lora(rank=2)
     stir(model)
     before, logits = all_bits(model), numbers(model(IDS))
@@ -199,6 +207,8 @@ def test_keras_files_bring_adapters_and_optimizer_back(tmp_path: Path, dropout: 
     assert adaptation_of(loaded) == adaptation_of(model)
     assert report(loaded) == report(model)
     np.testing.assert_array_equal(numbers(loaded(IDS)), numbers(model(IDS)))
+    if dropout:  # Keras saves no state of random numbers
+        return
     assert float(model.train_on_batch(IDS, IDS)) == pytest.approx(float(loaded.train_on_batch(IDS, IDS)), rel=1e-6)
     for ours, theirs in zip(model.trainable_variables, loaded.trainable_variables, strict=True):
         assert_near(theirs.value, numbers(ours.value), 1e-5)
@@ -225,7 +235,7 @@ def test_weights_and_biases_that_train_too() -> None:
     assert told.trainable == model.num_parameters(only_trainable=True) == 2 * 2 * (16 + 64) + 4 * 16 + 2 * 64
     assert told.total == model.num_parameters()
     assert str(told) == (
-        f"{told.trainable:,} of {told.total:,} parameters are trainable (6.48 %); 2 layers have adapters, "
+        f"{told.trainable:,} of {told.total:,} parameters are trainable (6.17 %); 2 layers have adapters, "
         "6 weights are trained whole"
     )
     model = build()
@@ -303,10 +313,10 @@ def test_states_that_do_not_fit(plain: Any) -> None:
 
 
 def test_quantized_layers_that_cannot() -> None:
-    model = build("int8")
+    model = partly_quantized("int8", "dense")
     with pytest.raises(InputError, match="lm_head is quantized, and cannot be trained whole: .* with filters"):
         model.add_lora(rank=2, also_train="lm_head")
-    model = build("float8")
+    model = partly_quantized("float8", "q_proj")
     with pytest.raises(
         InputError, match=r"q_proj is quantized to float8, which has no LoRA: take a float, int8 or int4"
     ):
@@ -346,5 +356,9 @@ def test_configurations_of_adapters_that_are_not_ours(plain: Any, lora: Any, tex
 def test_quantizing_drops_what_was_compiled_and_warns_of_nothing() -> None:
     model = build()
     model.generate(IDS[:1], max_new_tokens=4)
-    model.quantize("int8")
+    model.compile("adam")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.quantize("int8")
+    assert model.optimizer is None
     np.testing.assert_array_equal(model.generate(IDS[:1], max_new_tokens=4), greedy(model, IDS[:1], 4))

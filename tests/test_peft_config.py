@@ -74,7 +74,7 @@ def test_layers_that_are_named_must_be_there(tmp_path: Path) -> None:
             {"alpha_pattern": {"(a*)*": 1}},
             r"alpha_pattern: '\(a\*\)\*' has more or other repetitions than a name needs",
         ),
-        ({"alpha_pattern": {"a*" * 5: 1}}, "has more or other repetitions than a name needs"),
+        ({"alpha_pattern": {"a*" * 5: 1}}, ".* has more or other repetitions than a name needs"),
         ({"alpha_pattern": {"(a": 1}}, r"alpha_pattern: '\(a' is no regular expression: missing \)"),
     ],
 )

@@ -48,3 +48,10 @@ def test_one_segment_changes_nothing(model: TFGPTJForCausalLM) -> None:
 def test_negative_segments_are_refused(model: TFGPTJForCausalLM) -> None:
     with pytest.raises(InputError, match=re.escape("segment_ids[1, 6] is -2, outside 0…2147483647: they number")):
         model({"input_ids": PACKED, "segment_ids": SEGMENTS - 2})
+
+
+def test_no_label_is_across_a_border(model: TFGPTJForCausalLM) -> None:
+    model.compile()
+    alone = [model.evaluate(np.array([ids]), verbose=0) * (len(ids) - 1) for ids in (FIRST, SECOND)]
+    packed = model.evaluate({"input_ids": PACKED, "segment_ids": SEGMENTS}, verbose=0)
+    assert packed == pytest.approx(sum(alone) / (PACKED.shape[1] - 2), rel=1e-5)

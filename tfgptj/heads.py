@@ -118,7 +118,7 @@ class TFGPTJForCausalLM(Generative, GPTJHead):
         `config.output_attentions` a dict of `logits`, `hidden_states`, `attentions`.
 
     Its own loss takes as labels the input ids, -100 where a token does not count; with no labels at all, the input ids
-    where the attention mask is 1.
+    where the attention mask is 1, but for the first of each segment.
 
     Source: transformers, modeling_gptj.py, `GPTJForCausalLM`.
 
@@ -142,9 +142,13 @@ class TFGPTJForCausalLM(Generative, GPTJHead):
         inputs, labels = split_labels(x)
         if y is not None or labels or inputs["input_ids"] is None:
             return super()._labels(x, y)
-        if inputs["attention_mask"] is None:
-            return inputs["input_ids"]
-        return ops.where(inputs["attention_mask"] != 0, inputs["input_ids"], IGNORE_INDEX)
+        ids, segments = inputs["input_ids"], inputs["segment_ids"]
+        if inputs["attention_mask"] is not None:
+            ids = ops.where(inputs["attention_mask"] != 0, ids, IGNORE_INDEX)
+        if segments is not None:  # a segment's first token follows nothing that can be seen
+            begins = ops.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+            ids = ops.where(begins, IGNORE_INDEX, ids)
+        return ids
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")

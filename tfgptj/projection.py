@@ -89,7 +89,10 @@ class Projection(keras.layers.Dense):
         """Take the adapters away; what is merged of them stays in the kernel."""
         self.lora_enabled, self.lora_rank, self.lora_alpha = False, None, None
         self.__dict__.pop("_replaced", None)
-        del self.lora_kernel_a, self.lora_kernel_b
+        for name in _ADAPTERS:
+            self._untrack_variable(getattr(self, name))
+            # Keras's own, in `Layer`, collects garbage each time: a minute for the layers of a large model.
+            super(keras.layers.Layer, self).__delattr__(name)
         if self.lora_dropout:
             self._tracker.unlock()
             self._tracker.untrack(self.lora_seed)

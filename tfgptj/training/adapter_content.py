@@ -20,6 +20,7 @@ from tfgptj.training.peft_config import PeftConfig
 PREFIX = "base_model.model."
 SUFFIXES = {".lora_A.weight": "lora_kernel_a", ".lora_B.weight": "lora_kernel_b"}
 INNER = ".base_layer."
+_WRAPPED = (".modules_to_save.", ".original_module.")
 
 
 class AdapterContent:
@@ -62,7 +63,8 @@ class AdapterContent:
         paths = {canonical_name(path): path for path in self.projections}
         weights = {canonical_name(name): name for name in self.weights}
         unexpected = []
-        for name in self.file.names:
+        names = [name for name in self.file.names if not self._is_repeated(name)]
+        for name in names:
             inner = name.removeprefix(PREFIX).replace(INNER, ".")
             suffix = next((suffix for suffix in SUFFIXES if inner.endswith(suffix)), "")
             canonical = canonical_name(inner.removesuffix(suffix))
@@ -75,13 +77,17 @@ class AdapterContent:
             else:
                 unexpected.append(name)
         found = sum(map(len, self.pairs.values())) + len(self.whole) + len(self.copies)
-        if found + len(unexpected) != len(self.file.names):
+        if found + len(unexpected) != len(names):
             raise CheckpointFormatError(f"{self.directory}: a tensor is stored under two names")
         if unexpected:
             raise CheckpointMismatchError(
                 f"{self.directory}: {len(unexpected):,} tensors are for nothing that can have adapters in this model: "
                 f"{', '.join(unexpected[:20])}"
             )
+
+    def _is_repeated(self, name: str) -> bool:
+        """Whether PEFT wrote a bias of `modules_to_save` again, for `bias="all"`, with the base's beside it."""
+        return any(part in name and name.replace(part, ".") in self.file.names for part in _WRAPPED)
 
     def _check(self) -> None:
         if not self.pairs:

@@ -116,7 +116,7 @@ def add_lora(
     >>> from tfgptj import GPTJConfig, TFGPTJForCausalLM
     >>> model = TFGPTJForCausalLM(GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, rotary_dim=4))
     >>> print(model.add_lora(rank=2))
-    256 of 8,450 parameters are trainable (3.03 %); 4 layers have adapters
+    256 of 8,306 parameters are trainable (3.08 %); 4 layers have adapters
     """
     _check_arguments(rank, alpha, dropout, bias)
     layers, projections = layers_of(model), projections_of(model)
