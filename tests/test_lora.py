@@ -358,7 +358,7 @@ def test_quantizing_drops_what_was_compiled_and_warns_of_nothing() -> None:
     model.generate(IDS[:1], max_new_tokens=4)
     model.compile("adam")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         model.quantize("int8")
     assert model.optimizer is None
     np.testing.assert_array_equal(model.generate(IDS[:1], max_new_tokens=4), greedy(model, IDS[:1], 4))
