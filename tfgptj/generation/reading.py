@@ -56,7 +56,7 @@ def reading_of(
         entry, hidden: as in :class:`Reading`.
 
     >>> reading_of(10, 12, 4, lambda length: length, None, False).starts
-    (2, 4, 8)
+    (0, 4, 8)
     """
     width = min(size(columns), prompt, piece or prompt)
     entry = entry if width < prompt else None  # what is rounded up to everything saves nothing
