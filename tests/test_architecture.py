@@ -21,7 +21,7 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
+    *("activations", "rotary", "projection", "recompute", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
     *("base", "backbone", "losses", "generative", "heads"),
 )
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
@@ -59,6 +59,7 @@ BACKENDS = {
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
+    "recompute": "Keras has no gradient of a part of a model, and keras.remat computes those of frozen weights, too",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",
     "training.tfrecord": "reads TFRecord",

@@ -19,6 +19,7 @@ from tfgptj.activations import activation_layer
 from tfgptj.attention import Cache, ConfiguredLayer, RotaryAttention
 from tfgptj.config import GPTJConfig
 from tfgptj.projection import Projection
+from tfgptj.recompute import recomputed
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
@@ -58,8 +59,12 @@ class ParallelBlock(ConfiguredLayer):
     Call arguments, returns:
         as :class:`tfgptj.attention.RotaryAttention`.
 
+    With `gradient_checkpointing` set, training keeps only the block's input, and computes the rest again.
+
     Source: transformers, modeling_gptj.py, `GPTJBlock`.
     """
+
+    gradient_checkpointing = False
 
     def __init__(self, config: GPTJConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -76,6 +81,11 @@ class ParallelBlock(ConfiguredLayer):
         self.mlp.build(shape)
 
     def call(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None) -> Any:
+        if not (training and self.gradient_checkpointing):
+            return self._forward(x, sin, cos, mask, training)
+        return recomputed(self, lambda x: self._forward(x, sin, cos, mask, training), x)
+
+    def _forward(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None) -> Any:
         normalised = self.ln_1(x)
         attended = self.attn(normalised, sin, cos, mask, training=training)
         fed = self.mlp(normalised, training=training)
