@@ -59,7 +59,6 @@ BACKENDS = {
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
-    "recompute": "Keras has no gradient of a part of a model, and keras.remat computes those of frozen weights, too",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",
     "training.tfrecord": "reads TFRecord",
