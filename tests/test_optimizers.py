@@ -31,6 +31,7 @@ CASES: dict[str, Any] = {
     ),
 }
 OPTIMIZERS: dict[str, Any] = {"adamw": AdamW, "adafactor": Adafactor}
+RATES = {"adamw": 1e-3, "adafactor": 5e-3}  # which change most weights by less than bfloat16 can hold
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +133,15 @@ def test_a_bfloat16_model_learns_as_a_float32_one_does(name: str, jit: str) -> N
     for dtype in ("float32", "bfloat16"):
         keras.utils.set_random_seed(0)
         model = TFGPTJForCausalLM(config(), dtype=dtype)
-        found[dtype] = losses(model, OPTIMIZERS[name](3e-4, global_clipnorm=1.0), 8, **JIT[jit])
-        if dtype == "bfloat16":
-            assert {v.dtype for v in model.trainable_variables} == {"bfloat16"}
-            pairs = zip(model.optimizer._masters, model.trainable_variables, strict=True)
-            apart = [np.abs(numbers(master) - numbers(v)).max() for master, v in pairs]
-            assert max(apart) > 0  # what the weights cannot hold is kept, and no more than that
-            for master, v in zip(model.optimizer._masters, model.trainable_variables, strict=True):
-                np.testing.assert_array_equal(numbers(ops.cast(master, "bfloat16")), numbers(v))
+        found[dtype] = losses(model, OPTIMIZERS[name](RATES[name], global_clipnorm=1.0), 8, **JIT[jit])
+    assert {v.dtype for v in model.trainable_variables} == {"bfloat16"}
+    apart = []
+    for master, v in zip(model.optimizer._masters, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(numbers(ops.cast(master, "bfloat16")), numbers(v))
+        apart.append(np.abs(numbers(master) - numbers(v)).max())
+    assert max(apart) > 0  # what the weights cannot hold is kept
     falls = {dtype: series[0] - series[-1] for dtype, series in found.items()}
-    assert falls["bfloat16"] == pytest.approx(falls["float32"], rel=0.1) and falls["float32"] > 0.01
+    assert falls["bfloat16"] == pytest.approx(falls["float32"], rel=0.1) and falls["float32"] > 0.1
 
 
 def test_training_goes_on_from_a_saved_model(tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ class WideState(keras.optimizers.Optimizer):
         index, dtype = self._get_variable_index(variable), _dtype(variable)
         rate, master = ops.cast(learning_rate, _wide(dtype)), self._masters[index]
         weight = _followed(variable, master) if dtype in _NARROW else ops.convert_to_tensor(variable)
+        change = self.change(index, gradient, weight, rate)
         if self.weight_decay and self._decays[index] and self._use_weight_decay(variable):
             weight = weight - weight * (rate * self.weight_decay)
-        weight = weight - self.change(index, gradient, weight, rate)
+        weight = weight - change
         if master is not None:
             self.assign(master, weight)
         self.assign(variable, ops.cast(weight, dtype))
@@ -206,8 +207,9 @@ def _followed(variable: Any, master: Any) -> Any:
     if master is None:
         return weight
     # Compared bit by bit: of floats, XLA may leave out that the one is rounded.
-    rounded, stored = (ops.view(ops.cast(x, _dtype(variable)), "int16") for x in (master, variable))
-    return ops.where(rounded == stored, master, weight)
+    exact = ops.convert_to_tensor(master)
+    rounded, stored = (ops.view(ops.cast(x, _dtype(variable)), "int16") for x in (exact, variable))
+    return ops.where(rounded == stored, exact, weight)
 
 
 def _dense(gradient: Any, dtype: str) -> Any:
