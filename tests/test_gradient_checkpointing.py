@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from conftest import elsewhere, numbers
 from keras import ops
-from test_models import CLASSES, HEADS, IDS, LABELS, config
+from test_models import HEADS, IDS, LABELS, config
 
-from tfgptj import TFGPTJForCausalLM, TFGPTJModel
-from tfgptj.attention import RotaryAttention
+from tfgptj import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
 
