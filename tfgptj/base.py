@@ -103,7 +103,8 @@ class GPTJBase(Adaptable, keras.Model):
 
     @property
     def _blocks(self) -> list[Any]:
-        return list(getattr(self, "transformer", self).blocks)
+        backbone: Any = getattr(self, "transformer", self)
+        return list(backbone.blocks)
 
     def _checkpoint(self, enabled: bool) -> None:
         for block in self._blocks:

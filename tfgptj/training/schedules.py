@@ -13,12 +13,11 @@ from keras import ops
 
 from tfgptj.errors import InputError
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
 Kind = Literal["constant", "linear", "cosine"]
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
-class WarmUp(Schedule):
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """A rate that rises from 0 in a straight line, and then follows another schedule from its beginning.
 
     Args:
@@ -30,7 +29,7 @@ class WarmUp(Schedule):
     [0.0, 0.05, 0.1, 0.1]
     """
 
-    def __init__(self, schedule: Schedule | float, warmup_steps: int) -> None:
+    def __init__(self, schedule: Any, warmup_steps: int) -> None:
         self.schedule, self.warmup_steps = schedule, warmup_steps
 
     def __call__(self, step: Any) -> Any:
@@ -40,7 +39,7 @@ class WarmUp(Schedule):
         return ops.where(step < self.warmup_steps, rising, self._rate(ops.maximum(step - self.warmup_steps, 0.0)))
 
     def _rate(self, step: Any) -> Any:
-        return self.schedule(step) if isinstance(self.schedule, Schedule) else ops.full_like(step, self.schedule)
+        return self.schedule(step) if callable(self.schedule) else ops.full_like(step, self.schedule)
 
     def get_config(self) -> dict[str, Any]:
         return {"schedule": keras.saving.serialize_keras_object(self.schedule), "warmup_steps": self.warmup_steps}
@@ -52,7 +51,7 @@ class WarmUp(Schedule):
 
 def learning_rate_schedule(
     kind: Kind, learning_rate: float, *, warmup_steps: int = 0, total_steps: int | None = None, final: float = 0.0
-) -> Schedule | float:
+) -> Any:
     """The rates that transformers' `Trainer` knows by the same names; give the result to an optimizer.
 
     Args:
