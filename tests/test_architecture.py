@@ -21,7 +21,18 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
+    *(
+        "activations",
+        "products",
+        "rotary",
+        "projection",
+        "attention",
+        "block",
+        "inputs",
+        "compiled",
+        "resizing",
+        "adaptable",
+    ),
     *("base", "backbone", "losses", "generative", "heads"),
 )
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
@@ -59,6 +70,7 @@ BACKENDS = {
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
+    "products": "TensorFlow multiplies with a transposed matrix only by its own operator",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",
     "training.tfrecord": "reads TFRecord",
