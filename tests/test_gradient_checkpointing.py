@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import pytest
 from conftest import elsewhere, numbers
-from keras import ops
 from test_models import HEADS, IDS, LABELS, config
 
 from tfgptj import TFGPTJForCausalLM

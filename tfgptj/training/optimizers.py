@@ -52,7 +52,7 @@ class WideState(keras.optimizers.Optimizer):
         index, dtype = self._get_variable_index(variable), _dtype(variable)
         rate, master = ops.cast(learning_rate, _wide(dtype)), self._masters[index]
         weight = _followed(variable, master) if dtype in _NARROW else ops.convert_to_tensor(variable)
-        change = self.change(index, ops.cast(gradient, _wide(dtype)), weight, rate)
+        change = self.change(index, gradient, weight, rate)
         if self.weight_decay and self._decays[index] and self._use_weight_decay(variable):
             weight = weight - weight * (rate * self.weight_decay)
         weight = weight - change
@@ -65,14 +65,8 @@ class WideState(keras.optimizers.Optimizer):
         return {**super().get_config(), **own}
 
     def _backend_apply_gradients(self, gradients: Any, variables: Any) -> None:
-        # What an update alone needs, that makes wide itself: until its turn a narrow gradient takes half the memory.
-        # Rows of an embedding TensorFlow cannot add up in bfloat16 over replicas.
-        widen = bool(self.clipnorm or self.global_clipnorm or self.clipvalue or self.gradient_accumulation_steps)
-        gradients = [
-            _dense(g, _wide(_dtype(v))) if widen or _is_sparse(g) else g
-            for g, v in zip(gradients, variables, strict=True)
-        ]
-        super()._backend_apply_gradients(gradients, variables)
+        pairs = zip(gradients, variables, strict=True)
+        super()._backend_apply_gradients([_dense(g, _wide(_dtype(v))) for g, v in pairs], variables)
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: it is part of the update, where weights are wide."""
@@ -223,13 +217,9 @@ def _dense(gradient: Any, dtype: str) -> Any:
 
     The norm of these is not that of their sum, and clipping would go by it.
     """
-    if not _is_sparse(gradient):
+    if not hasattr(gradient, "dense_shape"):
         return ops.cast(gradient, dtype)
     return ops.scatter(gradient.indices[:, None], ops.cast(gradient.values, dtype), gradient.dense_shape)
-
-
-def _is_sparse(gradient: Any) -> bool:
-    return hasattr(gradient, "dense_shape")
 
 
 def _rms(x: Any) -> Any:
