@@ -7,6 +7,7 @@ remembers its second moment by, is 1 there, and a sum does not change when what 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,6 +23,8 @@ class WideState(keras.optimizers.Optimizer):
 
     A class makes its slots in `build`, and tells in `change` what to subtract from a weight.
     """
+
+    change: Callable[[int, Any, Any, Any], Any]  # of index, gradient, weight and learning rate, in the wide dtype
 
     def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras's, but never narrow."""
@@ -42,10 +45,6 @@ class WideState(keras.optimizers.Optimizer):
             else None
             for variable in variables
         ]
-
-    def change(self, index: int, gradient: Any, weight: Any, learning_rate: Any) -> Any:
-        """What is to be subtracted from the weight of an index, all in its wide dtype; the slots change here."""
-        raise NotImplementedError
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change one weight and its state."""
@@ -121,6 +120,7 @@ class AdamW(WideState, keras.optimizers.AdamW):
             self.add_masters(variables)
 
     def change(self, index: int, gradient: Any, weight: Any, learning_rate: Any) -> Any:
+        """What to subtract from a weight; the slots change here."""
         step = ops.cast(self.iterations + 1, weight.dtype)
         moments = []
         for slots, new, beta in (
@@ -184,6 +184,7 @@ class Adafactor(WideState, keras.optimizers.Adafactor):
         return tuple(self.add_variable(s, dtype=_wide(_dtype(variable)), name="square") for s in shapes)
 
     def change(self, index: int, gradient: Any, weight: Any, learning_rate: Any) -> Any:
+        """What to subtract from a weight; the slots change here."""
         step = ops.cast(self.iterations + 1, weight.dtype)
         keep = 1 - ops.power(step, self.beta_2_decay)
         fresh = ops.square(gradient) + self.epsilon_1
