@@ -66,13 +66,19 @@ BACKENDS = {
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
 
 # Modules that print; everything else returns text or raises.
-PRINTS = {"cli": "a program", "benchmark": "a program", "generation.streaming": "TextStreamer shows text as it comes"}
+PRINTS = {
+    "cli": "a program",
+    "benchmark": "a program",
+    "generation.streaming": "TextStreamer shows text as it comes",
+    "training.callbacks": "SampleText shows text while a model trains",
+}
 
 # Modules that import others by name, each by a table of its own.
 DYNAMIC = {"": "public names are imported on first use", "pipelines": "one module per task"}
 
 # Methods that are documented by Keras.
 OF_KERAS = {
+    *("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_batch_end"),
     *("build", "call", "get_config", "from_config", "fit", "evaluate", "predict", "compute_loss", "compute_metrics"),
     *("train_on_batch", "test_on_batch", "predict_on_batch"),
 }
