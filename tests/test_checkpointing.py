@@ -80,24 +80,27 @@ def test_a_run_in_three_pieces_has_the_bits_of_a_whole_one(tmp_path: Path, case:
     assert_same(bits(again), bits(whole))
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # so Keras says where an unknown length ends
 def test_an_epoch_may_be_all_there_is(tmp_path: Path) -> None:
     """Data that end by themselves, of a known length and of an unknown one."""
     finite = tf.data.Dataset.from_tensor_slices(IDS).batch(2).repeat(3)
     for data in (finite, finite.filter(lambda ids: True)):
         directory = tmp_path / str(data.cardinality().numpy())
         model, resumed = new_model(), new_model()
-        model.fit(data, verbose=0, callbacks=[Checkpointing(directory / "whole")])
+        model.fit(data, verbose=0, shuffle=False, callbacks=[Checkpointing(directory / "whole")])
         with pytest.raises(Interruption):
-            new_model().fit(data, verbose=0, callbacks=[Checkpointing(directory, save_freq=2), Stop(5, interrupt)])
+            new_model().fit(
+                data, verbose=0, shuffle=False, callbacks=[Checkpointing(directory, save_freq=2), Stop(5, interrupt)]
+            )
         checkpointing = Checkpointing(directory, save_freq=2)
-        resumed.fit(data.skip(checkpointing.step), verbose=0, callbacks=[checkpointing])
+        resumed.fit(data.skip(checkpointing.step), verbose=0, shuffle=False, callbacks=[checkpointing])
         assert_same(bits(resumed), bits(model))
         assert read_position(directory / "step-00000006.safetensors")[:3] == (6, 1, 0)
 
 
 def test_others_may_stop_a_run(tmp_path: Path) -> None:
     data = tf.data.Dataset.from_tensor_slices(IDS).batch(2).repeat()
-    options: Any = {"steps_per_epoch": 2, "epochs": 5, "verbose": 0}
+    options: Any = {"steps_per_epoch": 2, "epochs": 5, "shuffle": False, "verbose": 0}
     with pytest.raises(Interruption):
         new_model().fit(data, callbacks=[Checkpointing(tmp_path, save_freq=1), Stop(1, interrupt)], **options)
     for place in (0, 1):
@@ -114,7 +117,14 @@ def test_steps_that_are_executed_together(tmp_path: Path) -> None:
     model = new_model()
     model.compile("sgd", steps_per_execution=2)
     data = tf.data.Dataset.from_tensor_slices(IDS).batch(2).repeat()
-    model.fit(data, steps_per_epoch=4, epochs=2, verbose=0, callbacks=[Checkpointing(tmp_path, save_freq=3, keep=9)])
+    model.fit(
+        data,
+        steps_per_epoch=4,
+        epochs=2,
+        verbose=0,
+        shuffle=False,
+        callbacks=[Checkpointing(tmp_path, save_freq=3, keep=9)],
+    )
     assert names(tmp_path) == ["step-00000004.safetensors", "step-00000006.safetensors", "step-00000008.safetensors"]
     assert read_position(tmp_path / "step-00000006.safetensors") == Position(6, 1, 2, 4)
 
@@ -140,7 +150,7 @@ def saved(tmp_path: Path, built: Any) -> Path:
 def resume(directory: Path, model: Any, *, ask: bool = True, **options: Any) -> None:
     checkpointing = Checkpointing(directory)
     data = tf.data.Dataset.from_tensor_slices(IDS).batch(2).repeat().skip(checkpointing.step if ask else 0)
-    fit = {"epochs": 3, "steps_per_epoch": 6, "initial_epoch": 1, "verbose": 0, **options}
+    fit = {"epochs": 3, "steps_per_epoch": 6, "initial_epoch": 1, "shuffle": False, "verbose": 0, **options}
     model.fit(data, callbacks=[checkpointing], **fit)
 
 
@@ -167,13 +177,14 @@ def test_nothing_that_was_forgotten_goes_unseen(saved: Path, built: Any) -> None
 def test_the_epoch_alone_is_enough_where_one_begins(tmp_path: Path, built: Any) -> None:
     write_state(tmp_path / "step-00000012.safetensors", built, Position(12, 3, 0, 4))
     checkpointing = Checkpointing(tmp_path)
-    history = built.fit(IDS, batch_size=1, epochs=3, initial_epoch=checkpointing.epoch, callbacks=[checkpointing])
+    history = built.fit(
+        IDS, batch_size=1, epochs=3, initial_epoch=checkpointing.epoch, callbacks=[checkpointing], verbose=0
+    )
     assert history.epoch == []
 
 
-def test_another_model_or_optimizer_is_refused_and_nothing_changes(saved: Path, built: Any) -> None:
-    other = new_model(n_embd=8, embd_pdrop=0.0)
-    before = bits(built)
+def test_another_model_or_optimizer_is_refused_and_nothing_changes(saved: Path) -> None:
+    other = new_model(n_embd=8)
     with pytest.raises(CheckpointMismatchError) as caught:
         resume(saved, other)
     message = str(caught.value)
@@ -183,10 +194,12 @@ def test_another_model_or_optimizer_is_refused_and_nothing_changes(saved: Path, 
     adapted = new_model(lora=True)
     with pytest.raises(CheckpointMismatchError, match="lora_kernel_a is not in the file"):
         resume(saved, adapted)
-    built.compile("sgd")
-    with pytest.raises(CheckpointMismatchError, match="optimizer is AdamW in the file, and SGD here(.|\n)*file alone"):
-        resume(saved, built)
-    assert [list(value.shape) for value in bits(built).values()][:3] == [list(v.shape) for v in before.values()][:3]
+    plain = new_model()
+    plain.compile("sgd")
+    before = bits(plain)
+    with pytest.raises(CheckpointMismatchError, match=r"optimizer is AdamW in the file, and SGD here(.|\n)*file alone"):
+        resume(saved, plain)
+    assert_same(bits(plain), before)
 
 
 def test_damage_is_seen_before_anything_is_assigned(saved: Path) -> None:
@@ -254,5 +267,5 @@ def test_what_a_crash_left_is_cleared_away(tmp_path: Path, built: Any) -> None:
     left.write_text("half")
     (tmp_path / "notes.txt").write_text("mine")
     built.compile("sgd")
-    built.fit(IDS, batch_size=2, verbose=0, callbacks=[Checkpointing(tmp_path, save_freq=1)])
+    built.fit(IDS, batch_size=2, verbose=0, shuffle=False, callbacks=[Checkpointing(tmp_path, save_freq=1)])
     assert names(tmp_path) == ["notes.txt", "step-00000002.safetensors"]
