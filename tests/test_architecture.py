@@ -21,7 +21,7 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
+    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable", "workers"),
     *("base", "backbone", "losses", "generative", "heads"),
 )
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
@@ -60,6 +60,7 @@ BACKENDS = {
     "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
     "serving": "writes SavedModels",
+    "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",
     "training.tfrecord": "reads TFRecord",
 }
@@ -80,7 +81,7 @@ DYNAMIC = {"": "public names are imported on first use", "pipelines": "one modul
 OF_KERAS = {
     *("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_batch_end"),
     *("build", "call", "get_config", "from_config", "fit", "evaluate", "predict", "compute_loss", "compute_metrics"),
-    *("train_on_batch", "test_on_batch", "predict_on_batch"),
+    *("get_metrics_result", "train_on_batch", "test_on_batch", "predict_on_batch"),
 }
 
 FORBIDDEN = {

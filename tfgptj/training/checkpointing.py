@@ -13,6 +13,7 @@ from tfgptj.batching import check_positive
 from tfgptj.errors import InputError
 from tfgptj.files import remove_temporaries, sync_directory
 from tfgptj.training.state import Position, read_position, restore_state, write_state
+from tfgptj.workers import is_chief
 
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
@@ -138,7 +139,7 @@ class Checkpointing(keras.callbacks.Callback):
 
     def _save(self) -> None:
         self._saved = self._now.step
-        if not _writes(self.model):
+        if not is_chief(self.model):
             return
         write_state(self.directory / f"step-{self._now.step:08}.safetensors", self.model, self._now)
         for _, path in self._files()[: -self.keep]:
@@ -169,9 +170,3 @@ class Checkpointing(keras.callbacks.Callback):
                 f"{self.directory}: the run has {start.steps_per_epoch or 'an unknown number of'} steps per epoch, and "
                 f"now fit has {steps or 'an unknown number of them'}: give it data and steps_per_epoch as before"
             )
-
-
-def _writes(model: Any) -> bool:
-    """Whether this process is the one that writes: of several workers of TensorFlow, the first."""
-    strategy = getattr(model, "distribute_strategy", None)
-    return strategy is None or bool(strategy.extended.should_checkpoint)
