@@ -21,7 +21,18 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable", "workers"),
+    *(
+        "activations",
+        "rotary",
+        "projection",
+        "attention",
+        "block",
+        "inputs",
+        "compiled",
+        "resizing",
+        "adaptable",
+        "workers",
+    ),
     *("base", "backbone", "losses", "generative", "heads"),
 )
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
