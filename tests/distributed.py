@@ -24,16 +24,24 @@ SIZES: dict[str, Any] = {"vocab_size": 48, "n_embd": 16, "n_layer": 1, "n_head":
 FIT: dict[str, Any] = {"steps_per_epoch": 2, "epochs": 3, "shuffle": False, "verbose": 0}
 
 
-def build(dtype: str = "float32", optimizer: Any = None, lora: int = 0, scope: Any = None, **fields: Any) -> Any:
+def build(
+    dtype: str = "float32",
+    optimizer: Any = None,
+    lora: int = 0,
+    scope: Any = None,
+    head: str = "TFGPTJForCausalLM",
+    **fields: Any,
+) -> Any:
     """Always the same model, compiled; under a strategy if there is one."""
     import keras
 
-    from tfgptj import GPTJConfig, TFGPTJForCausalLM
+    import tfgptj
+    from tfgptj import GPTJConfig
 
     keras.utils.set_random_seed(0)
     with scope or nullcontext():
-        config = GPTJConfig(**SIZES, **fields, initializer_range=0.2, eos_token_id=None)
-        model = TFGPTJForCausalLM(config, dtype=dtype)
+        config = GPTJConfig(**{**SIZES, **fields}, initializer_range=0.2, eos_token_id=None)
+        model = getattr(tfgptj, head)(config, dtype=dtype)
         if lora:
             model.add_lora(rank=lora, targets="all-linear")
         model.compile(optimizer() if optimizer else keras.optimizers.AdamW(1e-2, use_ema=True))
@@ -64,6 +72,22 @@ def differences(alone: Any, model: Any, losses: list[float], others: list[float]
 def compare(scope: Callable[[], Any], **options: Any) -> list[float]:
     alone, model = build(**options), build(scope=scope(), **options)
     return differences(alone, model, train(alone), train(model))
+
+
+def heads(scope: Callable[[], Any], optimizer: Callable[[], Any]) -> list[float]:
+    """The largest differences for the other heads, whose labels are in the dict of inputs."""
+    found = []
+    for head, labels in {
+        "TFGPTJForSequenceClassification": {"labels": IDS[:, 0] % 2},
+        "TFGPTJForQuestionAnswering": {"start_positions": IDS[:, 0] % 4, "end_positions": IDS[:, 1] % 8},
+    }.items():
+        models = [build(head=head, optimizer=optimizer, scope=each) for each in (None, scope())]
+        x = {"input_ids": IDS, **labels}
+        options: dict[str, Any] = {"batch_size": 4, "verbose": 0}
+        losses = [m.fit(x, epochs=2, shuffle=False, **options).history["loss"] for m in models]
+        found += differences(*models, *losses)
+        found.append(difference(*(m.evaluate(x, **options) for m in models)))
+    return found
 
 
 class Interruption(Exception):
@@ -123,6 +147,7 @@ def mirrored(directory: Path) -> dict[str, Any]:
         "predict": difference(alone.predict(IDS, verbose=0), model.predict(IDS, batch_size=4, verbose=0)),
         "texts": [text == texts[0] for text in texts],
         "saved": max(difference(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True)),
+        "heads": heads(scope, sgd),
         "LoRA": compare(scope, lora=2),
         "mixed_bfloat16": compare(scope, dtype="mixed_bfloat16", optimizer=sgd),
         "mixed_float16": compare(scope, dtype="mixed_float16", optimizer=sgd),
@@ -158,6 +183,43 @@ def worker(directory: Path, index: str, ports: str) -> dict[str, Any]:
     }
 
 
+def layouts(directory: Path) -> dict[str, Any]:
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # before JAX looks for devices
+    import keras
+
+    from tfgptj import GPTJConfig
+    from tfgptj.training.layouts import layout_map
+
+    distribution = keras.distribution
+    mesh = distribution.DeviceMesh((2, 2), ("batch", "model"), distribution.list_devices())
+    found: dict[str, Any] = {}
+    cases: dict[str, Any] = {
+        "whole": {},
+        "odd vocabulary": {"vocab_size": 49},
+        "tied LoRA": {"lora": 2, "tie_word_embeddings": True},
+    }
+    for name, options in cases.items():
+        config = GPTJConfig(**{**SIZES, **{k: v for k, v in options.items() if k != "lora"}})
+        alone = build(**options)
+        losses = train(alone)
+        text = alone.generate(IDS[:2, :3], max_new_tokens=3).tolist()
+        distribution.set_distribution(
+            distribution.ModelParallel(layout_map=layout_map(mesh, config), batch_dim_name="batch")
+        )
+        model = build(**options)
+        found[name] = differences(alone, model, losses, train(model))
+        found[f"{name}: text"] = model.generate(IDS[:2, :3], max_new_tokens=3).tolist() == text
+        state = [*model.variables, *model.optimizer.variables]
+        found[f"{name}: not parted"] = sorted(
+            v.path for v in state if len(v.shape) > 1 and v.value.sharding.is_fully_replicated
+        )
+        if name == "whole":
+            found["interrupted"] = interrupted_run(nullcontext, directory / "checkpoints")
+        distribution.set_distribution(None)
+    return found
+
+
 if __name__ == "__main__":
     mode, place, *arguments = sys.argv[1:]
-    print(json.dumps({"mirrored": mirrored, "worker": worker}[mode](Path(place), *arguments)))
+    programs = {"mirrored": mirrored, "worker": worker, "layouts": layouts}
+    print(json.dumps(programs[mode](Path(place), *arguments)))

@@ -14,9 +14,7 @@ AXES = ("batch", "model")
 _SPLIT, _SUMMED = "(q_proj|k_proj|v_proj|fc_in)", "(out_proj|fc_out)"
 
 
-def layout_map(
-    mesh: keras.distribution.DeviceMesh, config: GPTJConfig | None = None
-) -> keras.distribution.LayoutMap:
+def layout_map(mesh: keras.distribution.DeviceMesh, config: GPTJConfig | None = None) -> keras.distribution.LayoutMap:
     """Layouts of a GPT-J's weights, for `keras.distribution.ModelParallel` on the JAX backend.
 
     Every matrix of the blocks, the embedding and the language model's head are parted along the mesh's axis "model";
