@@ -32,7 +32,8 @@ def layout_map(mesh: keras.distribution.DeviceMesh, config: GPTJConfig | None = 
         BackendError: on another backend, where Keras accepts layouts and ignores them.
         InputError: if the mesh has other axes, or heads or widths cannot be parted evenly.
 
-    Source: Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism".
+    Source: Shoeybi et al. 2019, "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model
+    Parallelism", section 3.
     """
     backend = keras.backend.backend()
     if backend != "jax":
