@@ -73,6 +73,7 @@ BACKENDS = {
     "serving": "writes SavedModels",
     "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",
+    "training.state": "saves the state of PyTorch's random numbers",
     "training.tfrecord": "reads TFRecord",
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
@@ -90,7 +91,7 @@ DYNAMIC = {"": "public names are imported on first use", "pipelines": "one modul
 
 # Methods that are documented by Keras.
 OF_KERAS = {
-    *("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_batch_end"),
+    *("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end"),
     *("build", "call", "get_config", "from_config", "fit", "evaluate", "predict", "compute_loss", "compute_metrics"),
     *("get_metrics_result", "train_on_batch", "test_on_batch", "predict_on_batch"),
 }

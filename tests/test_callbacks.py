@@ -33,10 +33,11 @@ def test_training_stops_at_the_first_loss_that_is_not_finite(tmp_path: Path) -> 
 
 
 def test_samples_leave_training_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    models = [new_model(vocab_size=len(TOKENIZER)) for _ in range(2)]
     sample = SampleText("the king", TOKENIZER, every=3, do_sample=True, max_new_tokens=5)
-    models[0].fit(IDS, epochs=2, **FIT)
-    models[1].fit(IDS, epochs=2, callbacks=[sample], **FIT)
+    models = []
+    for callbacks in ([], [sample]):
+        models.append(new_model(vocab_size=len(TOKENIZER)))
+        models[-1].fit(IDS, epochs=2, callbacks=callbacks, **FIT)
     expected, found = map(bits, models)
     assert expected.keys() == found.keys()
     for name, value in expected.items():

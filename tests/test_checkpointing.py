@@ -71,7 +71,8 @@ def test_a_run_in_three_pieces_has_the_bits_of_a_whole_one(tmp_path: Path, case:
     assert train(tmp_path / "pieces", last).step == 12
     assert_same(bits(last), bits(whole))
     seeds = [value for name, value in bits(last).items() if name.endswith("seed_generator_state")]
-    assert seeds and all(value[1] == EPOCHS * STEPS for value in seeds)
+    drawn = 0 if keras.backend.backend() == "torch" else EPOCHS * STEPS  # there dropout has PyTorch's own state
+    assert seeds and all(value[1] == drawn for value in seeds)
     if case == "loss scale":
         [scale] = [value for name, value in bits(last).items() if name.endswith("dynamic_scale")]
         assert 2.0**4 < scale < 2.0**40

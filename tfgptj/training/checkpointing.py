@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from tfgptj.batching import check_positive
 from tfgptj.errors import InputError
 from tfgptj.files import remove_temporaries, sync_directory
-from tfgptj.training.state import Position, read_position, restore_state, write_state
+from tfgptj.training.state import Position, TorchRandom, read_position, restore_state, torch_random, write_state
 from tfgptj.workers import is_chief
 
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
@@ -58,7 +59,7 @@ class Checkpointing(keras.callbacks.Callback):
     ...         print(checkpointing.step, checkpointing.epoch)
     ...         history = model.fit(
     ...             data.repeat().skip(checkpointing.step), steps_per_epoch=3, epochs=2, verbose=0,
-    ...             initial_epoch=checkpointing.epoch, callbacks=[checkpointing],
+    ...             shuffle=False, initial_epoch=checkpointing.epoch, callbacks=[checkpointing],
     ...         )
     0 0
     6 2
@@ -79,6 +80,7 @@ class Checkpointing(keras.callbacks.Callback):
         self._saved = self._start.step
         self._told: set[str] = set()
         self._is_used = False
+        self._random: list[tuple[TorchRandom, np.ndarray]] = []
 
     @property
     def step(self) -> int:
@@ -100,6 +102,8 @@ class Checkpointing(keras.callbacks.Callback):
             self._check_told()
             self._check_epochs()
             restore_state(self._path, self.model)
+            if "step" in self._told:
+                self._random = [(random, np.array(random)) for random in torch_random()]
         else:
             self._now = Position(steps_per_epoch=self.params["steps"] or 0)
 
@@ -109,6 +113,12 @@ class Checkpointing(keras.callbacks.Callback):
                 f"{self.directory}: the run goes on in epoch {self._now.epoch}, and fit began with {epoch}: give it "
                 "initial_epoch=checkpointing.epoch"
             )
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # PyTorch's data loader draws a random number when it starts, which it did before the checkpoint, too.
+        while self._random:
+            random, value = self._random.pop()
+            random.assign(value)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         start, steps = self._start, self._now.steps_per_epoch

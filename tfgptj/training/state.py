@@ -129,7 +129,7 @@ def restore_state(path: Path, model: Any) -> None:
 
 def _variables(model: Any) -> dict[str, Any]:
     """All variables that training changes or needs, seeds of dropout among them."""
-    parts = {"model": model.variables, "optimizer": model.optimizer.variables}
+    parts = {"model": model.variables, "optimizer": model.optimizer.variables, "torch": torch_random()}
     # Numbered, as Keras gives some the same path; and their leaf alone, as it numbers models and optimizers, too.
     return {
         f"{part}.{index}.{variable.path.rpartition('/')[2]}": variable
@@ -138,13 +138,44 @@ def _variables(model: Any) -> dict[str, Any]:
     }
 
 
+class TorchRandom:
+    """The state of PyTorch's own random numbers as a variable: of them, Keras's dropout draws on that backend."""
+
+    path, dtype = "random_state", "uint8"
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator  # the module `torch`, or `torch.cuda`
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the state."""
+        return tuple(self._generator.get_rng_state().shape)
+
+    def assign(self, value: np.ndarray) -> None:
+        """Set the state, uint8 of that shape."""
+        self._generator.set_rng_state(ops.convert_to_tensor(value, "uint8").cpu())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._generator.get_rng_state().numpy()
+
+
+def torch_random() -> list[TorchRandom]:
+    """The states of PyTorch's random numbers; none on another backend."""
+    if keras.backend.backend() != "torch":
+        return []
+    import torch
+
+    return [TorchRandom(torch), *([TorchRandom(torch.cuda)] if torch.cuda.is_available() else [])]
+
+
 def _spec(name: str, variable: Any) -> TensorSpec:
     dtype = keras.backend.standardize_dtype(variable.dtype)
     return TensorSpec(name, tuple(variable.shape), FLOAT_DTYPES.get(dtype) or np.dtype(dtype))
 
 
 def _array(variable: Any, spec: TensorSpec) -> np.ndarray:
-    array = np.asarray(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
+    is_tensor = not isinstance(variable, TorchRandom)
+    array = ops.convert_to_numpy(ops.convert_to_tensor(variable)) if is_tensor else variable
     array = np.asarray(array, spec.dtype, order="C")
     if spec.dtype in FLOAT_DTYPES.values() and spec.size and not health([array]).finite:
         raise NonFiniteLossError(
