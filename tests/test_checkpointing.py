@@ -24,7 +24,7 @@ from tfgptj.errors import (
     NonFiniteLossError,
 )
 from tfgptj.training.checkpointing import Checkpointing
-from tfgptj.training.state import Position, read_position, write_state
+from tfgptj.training.state import Position, read_position, restore_state, write_state
 
 IDS = np.random.default_rng(0).integers(0, 48, (4, 8)).astype("int32")
 
@@ -54,7 +54,6 @@ def names(directory: Path) -> list[str]:
 
 CASES: dict[str, dict[str, Any]] = {
     "loss scale": {"dtype": "mixed_float16"},
-    "bfloat16": {"dtype": "bfloat16"},
     "QLoRA": {"lora": True, "quantized": "int8", "dtype": "mixed_bfloat16"},
 }
 
@@ -85,17 +84,18 @@ def test_a_run_in_three_pieces_has_the_bits_of_a_whole_one(tmp_path: Path, case:
 def test_an_epoch_may_be_all_there_is(tmp_path: Path) -> None:
     """Data that end by themselves, of a known length and of an unknown one."""
     finite = tf.data.Dataset.from_tensor_slices(IDS).batch(2).repeat(3)
+    model = new_model()
+    model.fit(finite, verbose=0, shuffle=False, callbacks=[Checkpointing(tmp_path / "whole")])
     for data in (finite, finite.filter(lambda ids: True)):
-        directory = tmp_path / str(data.cardinality().numpy())
-        model, resumed = new_model(), new_model()
-        model.fit(data, verbose=0, shuffle=False, callbacks=[Checkpointing(directory / "whole")])
+        directory, resumed = tmp_path / str(data.cardinality().numpy()), new_model()
         with pytest.raises(Interruption):
             new_model().fit(
                 data, verbose=0, shuffle=False, callbacks=[Checkpointing(directory, save_freq=2), Stop(5, interrupt)]
             )
         checkpointing = Checkpointing(directory, save_freq=2)
         resumed.fit(data.skip(checkpointing.step), verbose=0, shuffle=False, callbacks=[checkpointing])
-        assert_same(bits(resumed), bits(model))
+        found, expected = ({name: b for name, b in bits(m).items() if "seed" not in name} for m in (resumed, model))
+        assert_same(found, expected)  # the step that finds no data, in an unknown length, may have drawn seeds
         assert read_position(directory / "step-00000006.safetensors")[:3] == (6, 1, 0)
 
 
@@ -128,6 +128,20 @@ def test_steps_that_are_executed_together(tmp_path: Path) -> None:
     )
     assert names(tmp_path) == ["step-00000004.safetensors", "step-00000006.safetensors", "step-00000008.safetensors"]
     assert read_position(tmp_path / "step-00000006.safetensors") == Position(6, 1, 2, 4)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_dtype_comes_back_as_it_was(tmp_path: Path, dtype: str) -> None:
+    models = [new_model(dtype=dtype) for _ in range(2)]
+    for model in models:
+        model.optimizer.build(model.trainable_variables)
+    random = np.random.default_rng(0)
+    for variable in [*models[0].variables, *models[0].optimizer.variables]:
+        variable.assign(random.integers(0, 100, variable.shape))
+    write_state(tmp_path / "state.safetensors", models[0], Position())
+    restore_state(tmp_path / "state.safetensors", models[1])
+    assert_same(bits(models[1]), bits(models[0]))
 
 
 # Faults
