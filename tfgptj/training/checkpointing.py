@@ -36,8 +36,8 @@ class Checkpointing(keras.callbacks.Callback):
     What other callbacks remember, such as the patience of `EarlyStopping`, is not kept, and an epoch that is resumed
     reports its means over what was left of it.
 
-    Give `fit` data of a known length, or `steps_per_epoch`: where TensorFlow does not know the length, the step that
-    finds the end may still draw seeds of dropout, or may not.
+    Give `fit` data of a known length, or `steps_per_epoch`: where TensorFlow does not know the length, parts of a step
+    that finds no data are still executed, or are not: it may draw seeds, and count among the optimizer's iterations.
 
     Under a strategy of several workers the first one writes; all read, so the directory must be one that all see.
 
