@@ -23,6 +23,7 @@ LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
     *(
         "activations",
+        "products",
         "rotary",
         "projection",
         "attention",
@@ -70,6 +71,7 @@ BACKENDS = {
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
+    "products": "TensorFlow multiplies with a transposed matrix only by its own operator",
     "serving": "writes SavedModels",
     "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",

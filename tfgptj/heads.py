@@ -16,6 +16,7 @@ from tfgptj.errors import ConfigError, InputError
 from tfgptj.generative import Generative
 from tfgptj.inputs import split_labels
 from tfgptj.losses import IGNORE_INDEX, PerReplica, causal_lm_loss, classification_loss, question_answering_loss
+from tfgptj.products import project
 from tfgptj.projection import Projection
 
 
@@ -95,11 +96,11 @@ class LMHead(ConfiguredLayer):
         else:
             self.bias = self.add_weight(name="bias", shape=(self.config.vocab_size,), initializer="zeros")
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Any, training: bool | None = None) -> Any:
         if self.tied is None:
-            logits = self.dense(x)
+            logits = self.dense(x, training=training)
         else:
-            logits = ops.einsum("BTD,VD->BTV", x, ops.cast(self.tied.embeddings, x.dtype)) + self.bias
+            logits = project(x, ops.cast(self.tied.embeddings, x.dtype), training) + self.bias
         return ops.cast(logits, "float32")
 
 
