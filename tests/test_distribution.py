@@ -44,13 +44,13 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result(start("mirrored", tmp_path_factory.mktemp("mirrored")))
 
 
-# Largest relative differences of losses and of weights. Gradients are rounded to 8 or 11 bits on each device, before
-# they are added up.
+# Largest relative differences of losses and of weights. AdamW divides gradients by their size, small ones too, rounding
+# and all; and in the mixed policies they are rounded to 8 or 11 bits on each device, before they are added up.
 @pytest.mark.parametrize(
     ("case", "losses", "weights"),
     [
-        ("AdamW", 1e-6, 1e-6),
-        ("LoRA", 1e-6, 1e-6),
+        ("AdamW", 1e-6, 5e-6),
+        ("LoRA", 1e-6, 5e-6),
         ("mixed_bfloat16", 1e-3, 2e-2),
         ("mixed_float16", 1e-4, 2e-3),
     ],
@@ -90,7 +90,7 @@ def test_two_workers_train_like_one_process(tmp_path: Path) -> None:
         for worker in workers:
             worker.kill()
     for each in found:
-        assert max(each["AdamW"]) <= 1e-6 and each["text"]
+        assert each["AdamW"][0] <= 1e-6 and each["AdamW"][1] <= 5e-6 and each["text"]
     assert found[0]["written"] == ["step-00000006.safetensors"]
 
 

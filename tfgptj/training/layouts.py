@@ -49,14 +49,17 @@ def layout_map(mesh: keras.distribution.DeviceMesh, config: GPTJConfig | None = 
         if size % devices:
             raise InputError(f"{name}={size} cannot be parted evenly among {devices} devices of the axis model")
     layouts = keras.distribution.LayoutMap(mesh)
-    layouts[f".*{_SPLIT}/(kernel|lora_kernel_b)"] = (None, "model")
+    # Kernels are [out, in], A is [in, rank] and B [rank, out].
+    layouts[f".*{_SPLIT}/kernel"] = ("model", None)
+    layouts[f".*{_SPLIT}/lora_kernel_b"] = (None, "model")
     layouts[f".*{_SPLIT}/bias"] = ("model",)
-    layouts[f".*{_SUMMED}/(kernel|lora_kernel_a)"] = ("model", None)
+    layouts[f".*{_SUMMED}/kernel"] = (None, "model")
+    layouts[f".*{_SUMMED}/lora_kernel_a"] = ("model", None)
     if config.vocab_size % devices == 0:
         layouts[".*wte/embeddings"] = ("model", None)
-        layouts[".*lm_head/dense/kernel"] = (None, "model")
+        layouts[".*lm_head/dense/kernel"] = ("model", None)
         layouts[".*lm_head/(dense/)?bias"] = ("model",)
     else:
         layouts[".*wte/embeddings"] = (None, "model")
-        layouts[".*lm_head/dense/kernel"] = ("model", None)
+        layouts[".*lm_head/dense/kernel"] = (None, "model")
     return layouts
