@@ -33,6 +33,7 @@ MODEL = (
         "compiled",
         "resizing",
         "adaptable",
+        "workers",
     ),
     *("base", "backbone", "losses", "generative", "heads"),
 )
@@ -73,21 +74,29 @@ BACKENDS = {
     "litert": "writes TensorFlow Lite",
     "products": "TensorFlow multiplies with a transposed matrix only by its own operator",
     "serving": "writes SavedModels",
+    "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",
+    "training.state": "saves the state of PyTorch's random numbers",
     "training.tfrecord": "reads TFRecord",
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
 
 # Modules that print; everything else returns text or raises.
-PRINTS = {"cli": "a program", "benchmark": "a program", "generation.streaming": "TextStreamer shows text as it comes"}
+PRINTS = {
+    "cli": "a program",
+    "benchmark": "a program",
+    "generation.streaming": "TextStreamer shows text as it comes",
+    "training.callbacks": "SampleText shows text while a model trains",
+}
 
 # Modules that import others by name, each by a table of its own.
 DYNAMIC = {"": "public names are imported on first use", "pipelines": "one module per task"}
 
 # Methods that are documented by Keras.
 OF_KERAS = {
+    *("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end"),
     *("build", "call", "get_config", "from_config", "fit", "evaluate", "predict", "compute_loss", "compute_metrics"),
-    *("train_on_batch", "test_on_batch", "predict_on_batch"),
+    *("get_metrics_result", "train_on_batch", "test_on_batch", "predict_on_batch"),
 }
 
 FORBIDDEN = {

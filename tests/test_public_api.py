@@ -78,6 +78,7 @@ ERRORS = {
     "UnsafeCheckpointError": (OSError, ValueError),
     "GenerationError": ValueError,
     "NonFiniteLogitsError": ArithmeticError,
+    "NonFiniteLossError": ArithmeticError,
     "ResourceLimitError": MemoryError,
     "BackendError": RuntimeError,
 }

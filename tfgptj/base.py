@@ -15,6 +15,7 @@ from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError
 from tfgptj.inputs import INPUTS, check_arrays, complete_inputs, split_labels
 from tfgptj.resizing import resize_token_embeddings
+from tfgptj.workers import reducible
 
 
 class GPTJBase(Adaptable, keras.Model):
@@ -52,6 +53,9 @@ class GPTJBase(Adaptable, keras.Model):
 
     def predict_on_batch(self, x: Any) -> Any:
         return super().predict_on_batch(check_arrays(x, self.config))
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        return reducible(super().get_metrics_result())
 
     def export(
         self,

@@ -50,6 +50,10 @@ class NonFiniteLogitsError(TFGPTJError, ArithmeticError):
     """The model produced NaN or infinite logits, or every token was forbidden."""
 
 
+class NonFiniteLossError(TFGPTJError, ArithmeticError):
+    """Training came to a loss, or to weights, that are NaN or infinite."""
+
+
 class ResourceLimitError(TFGPTJError, MemoryError):
     """Something would take more memory than there is; nothing was allocated yet."""
 
