@@ -21,8 +21,9 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "projection", "attention", "block", "inputs", "compiled", "resizing", "adaptable"),
-    *("base", "backbone", "losses", "generative", "heads"),
+    *("activations", "rotary", "losses", "fused", "projection", "attention", "block", "inputs", "compiled"),
+    *("resizing", "adaptable", "base", "backbone", "replicas", "micro_batches", "head", "language_loss"),
+    *("generative", "heads"),
 )
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
 LEVEL_2 = ("checkpoints", "generation")  # in this order
@@ -59,6 +60,8 @@ BACKENDS = {
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
+    "micro_batches": "keras.ops has no gradients: TensorFlow's, JAX's and PyTorch's are taken",
+    "replicas": "tf.distribute is TensorFlow's",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",
     "training.tfrecord": "reads TFRecord",
@@ -74,7 +77,8 @@ DYNAMIC = {"": "public names are imported on first use", "pipelines": "one modul
 # Methods that are documented by Keras.
 OF_KERAS = {
     *("build", "call", "get_config", "from_config", "fit", "evaluate", "predict", "compute_loss", "compute_metrics"),
-    *("train_on_batch", "test_on_batch", "predict_on_batch"),
+    *("train_on_batch", "test_on_batch", "predict_on_batch", "get_compile_config", "compile_from_config"),
+    *("update_state", "reset_state", "result"),
 }
 
 FORBIDDEN = {

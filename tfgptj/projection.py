@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj.errors import InputError
+from tfgptj.fused import Product
 
 # What Keras keeps of a kernel, the latter two where it is quantized; and of adapters.
 _PARTS = ("_kernel", "kernel_scale", "kernel_zero")
@@ -122,6 +123,16 @@ class Projection(keras.layers.Dense):
             return super().call(inputs, training)
         x = ops.add(ops.matmul(inputs, self._kernel), self._adapt(self._drop(inputs, training)))
         return x if self.bias is None else ops.add(x, self.bias)
+
+    def products(self, x: Any, training: bool) -> list[Product]:
+        """What the outputs for inputs [N, D] are the sum of, beside the bias; not of a quantized layer."""
+        self._check_training(training)
+        products = [Product(x, self._kernel, trained=self._kernel.trainable)]
+        if self.lora_enabled:
+            a = ops.cast(self.lora_kernel_a, x.dtype)
+            narrow = ops.matmul(self._drop(x, training), a) * self._scale  # [N, rank]
+            products.append(Product(narrow, self.lora_kernel_b))
+        return products
 
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
         """As Keras's, with dropout of what the adapters see."""
