@@ -123,9 +123,8 @@ def _loop(task: _Task, rows: list[Any], labels: Any, weights: Any) -> Any:
     # The first chunk stands before the loop, so that a single one is not added to zeros.
     sums, (dxs, dkernels, dbias) = at(0)
     if not task.with_gradients:
-        return ops.while_loop(lambda i, _: i < used, lambda i, s: (i + 1, s + at(i)[0]), (1, sums))[1], (
-            dxs, dkernels, dbias,
-        )  # fmt: skip
+        sums = ops.while_loop(lambda i, _: i < used, lambda i, sums: (i + 1, sums + at(i)[0]), (1, sums))[1]
+        return sums, (dxs, dkernels, dbias)
     places = [ops.scatter_update(ops.zeros_like(x), [[0]], dx[None]) for x, dx in zip(rows, dxs, strict=True)]
     wanted = [d for d in (*dkernels, dbias) if d is not None]
 
@@ -145,48 +144,49 @@ def _chunk(task: _Task, xs: Any, labels: Any, weights: Any) -> Any:
     """One chunk's sums, and its gradients for a loss that is the sum."""
     counts = labels != IGNORE_INDEX
     labels, weights = ops.where(counts, labels, 0), ops.where(counts, weights, 0.0)
-    logits = sum(
-        ops.cast(ops.einsum("ND,VD->NV" if t else "ND,DV->NV", x, k), "float32")
-        for x, k, t in zip(xs, task.kernels, task.transposed, strict=True)
-    ) + ops.cast(task.bias, "float32")  # [m, V]
-    top = ops.max(logits, axis=-1, keepdims=True)  # [m, 1]
-    powers = ops.exp(logits - top)
-    total = ops.sum(powers, axis=-1)  # [m]
-    log_total = ops.log(total) + top[:, 0]
-    chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    nats = log_total - chosen
+    logits = ops.cast(task.bias, "float32") + sum(
+        ops.cast(ops.einsum("ND,VD->NV" if transposed else "ND,DV->NV", x, kernel), "float32")
+        for x, kernel, transposed in zip(xs, task.kernels, task.transposed, strict=True)
+    )  # [N, V]
+    shares = ops.softmax(logits, axis=-1)
+    # The largest share is never rounded to 0, so that this is finite; on the CPU it is faster than a sum of powers.
+    log_total = ops.max(logits, axis=-1) - ops.log(ops.max(shares, axis=-1))  # [N]
+    nats = log_total - _at(logits, labels)
     losses = task.smoothing.applied(nats, log_total, logits)
     hits = ops.cast(ops.argmax(logits, axis=-1) == labels, "float32") if task.with_hits else ops.zeros_like(nats)
     kept = ops.cast(counts, "float32")
     sums = ops.stack([ops.sum(losses * weights), ops.sum(nats * kept), ops.sum(hits * kept)])
     if not task.with_gradients:
         return sums, ([None] * len(xs), [None] * len(xs), None)
-    slope = _slope(task, powers, total, log_total, chosen, labels, weights)
-    return sums, _gradients(task, xs, slope)
+    return sums, _gradients(task, xs, _slopes(task.smoothing, shares, log_total, labels), weights)
 
 
-def _slope(
-    task: _Task, powers: Any, total: Any, log_total: Any, chosen: Any, labels: Any, weights: Any
-) -> Any:
-    """The gradient of the weighted losses by the logits, float32 [m, V]."""
-    smooth, z = task.smoothing
-    factor = weights * (1 + 2 * z * log_total)  # of softmax
-    slope = powers * (factor / total)[:, None]
-    share = weights * (smooth / task.bias.shape[0])
+def _at(x: Any, labels: Any) -> Any:
+    """x [N, V] at each row's label, [N]."""
+    return ops.take_along_axis(x, labels[:, None], axis=-1)[:, 0]
+
+
+def _slopes(smoothing: Smoothing, shares: Any, log_total: Any, labels: Any) -> Any:
+    """The gradient of each loss by the logits, [N, V]: softmax - one-hot, and what the smoothing adds."""
+    smooth, z = smoothing
+    if z:
+        shares = shares * (1 + 2 * z * log_total)[:, None]
     if smooth:
-        slope = slope - share[:, None]
-    at_label = ops.exp(chosen - log_total) * factor - weights * (1 - smooth) - share
+        shares = shares - smooth / shares.shape[-1]
     places = ops.stack([ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1)
-    return ops.scatter_update(slope, places, at_label)
+    return ops.scatter_update(shares, places, _at(shares, labels) - (1 - smooth))
 
 
-def _gradients(task: _Task, xs: Any, slope: Any) -> Any:
-    dbias = ops.sum(slope, axis=0) if task.trained[-1] else None
+def _gradients(task: _Task, xs: Any, slopes: Any, weights: Any) -> Any:
+    """By inputs, kernels and bias. The weights are multiplied with what is narrow, not with the slopes."""
+    dbias = ops.einsum("N,NV->V", weights, slopes) if task.trained[-1] else None
     dxs, dkernels = [], []
     for x, kernel, transposed, trained in zip(xs, task.kernels, task.transposed, task.trained[:-1], strict=True):
-        narrow = ops.cast(slope, x.dtype)
-        dxs.append(ops.einsum("NV,VD->ND" if transposed else "NV,DV->ND", narrow, kernel))
+        narrow = ops.cast(slopes, x.dtype)
+        dx = ops.einsum("NV,VD->ND" if transposed else "NV,DV->ND", narrow, kernel)
+        dxs.append(ops.cast(ops.cast(dx, "float32") * weights[:, None], x.dtype))
+        weighted = ops.cast(ops.cast(x, "float32") * weights[:, None], x.dtype)
         equation = "NV,ND->VD" if transposed else "ND,NV->DV"
-        operands = (narrow, x) if transposed else (x, narrow)
+        operands = (narrow, weighted) if transposed else (weighted, narrow)
         dkernels.append(ops.cast(ops.einsum(equation, *operands), "float32") if trained else None)
     return dxs, dkernels, dbias
