@@ -87,7 +87,7 @@ def fused_cross_entropy(
         return result, gradient
 
     tensors = [ops.convert_to_tensor(t) for t in (bias, *(p.x for p in products), *(p.kernel for p in products))]
-    args = (labels, ops.stop_gradient(weights), *tensors)
+    args = (ops.convert_to_tensor(labels), ops.stop_gradient(ops.convert_to_tensor(weights)), *tensors)
     return ops.custom_gradient(sums_and_gradient)(*args) if with_gradients else sums(*args)[0]
 
 
