@@ -14,7 +14,7 @@ from keras import ops
 
 from tfgptj.losses import IGNORE_INDEX, Smoothing
 
-CHUNK = 2**26  # logits of a chunk: 256 MiB in float32, 1,331 tokens of GPT-J's vocabulary
+CHUNK = 2**25  # logits of a chunk: 128 MiB in float32, 665 tokens of GPT-J's vocabulary
 
 
 class Product(NamedTuple):
@@ -48,7 +48,7 @@ def fused_cross_entropy(
     trained_bias: bool = True,
     with_hits: bool = False,
     with_gradients: bool = True,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Any:
     """Sums over tokens, of which the first is a loss that gradients flow through.
 
@@ -61,7 +61,7 @@ def fused_cross_entropy(
         trained_bias: whether the bias's gradient is wanted.
         with_hits: whether to count the tokens whose label has the highest logit.
         with_gradients: whether gradients are wanted at all.
-        chunk: logits that may be held at a time.
+        chunk: logits that may be held at a time; None is CHUNK.
 
     Returns:
         float32 [3]: the weighted losses' sum; the cross-entropies' sum, without weights and smoothing; the hits.
@@ -73,7 +73,7 @@ def fused_cross_entropy(
         xs = tensors[:count]
         kernels = tuple(ops.cast(kernel, x.dtype) for x, kernel in zip(xs, tensors[count:], strict=True))
         task = _Task(kernels, bias, *flags, smoothing, with_hits, with_gradients)
-        return _over_chunks(task, xs, labels, weights, chunk)
+        return _over_chunks(task, xs, labels, weights, chunk or CHUNK)
 
     def sums_and_gradient(*args: Any) -> Any:
         result, (dxs, dkernels, dbias) = sums(*args)
