@@ -15,7 +15,7 @@ from tfgptj.base import GPTJBase
 from tfgptj.compiled import set_whole
 from tfgptj.errors import InputError, InputTypeError
 from tfgptj.inputs import split_labels
-from tfgptj.micro_batches import FEATURES, micro_batched_step
+from tfgptj.micro_batches import FEATURES, micro_batched_step, whole_step
 from tfgptj.replicas import as_share, sum_over_replicas
 
 
@@ -100,7 +100,11 @@ class GPTJHead(GPTJBase):
     def train_step(self, *args: Any) -> Any:
         """Keras's, of `micro_batches` parts; without logits where they are not needed."""
         with self._features_only():
-            return super().train_step(*args) if self.micro_batches == 1 else micro_batched_step(self, *args)
+            if self.micro_batches > 1:
+                return micro_batched_step(self, *args)
+            if keras.backend.backend() == "tensorflow" and self.trainable_weights:
+                return whole_step(self, *args)
+            return super().train_step(*args)
 
     def test_step(self, *args: Any) -> Any:
         """Keras's; without logits where they are not needed."""

@@ -123,7 +123,7 @@ class LanguageLoss:
             return super().labels_of(x, y)  # type: ignore[misc]
         ids, segments = inputs["input_ids"], inputs["segment_ids"]
         if inputs["attention_mask"] is not None:
-            ids = ops.where(inputs["attention_mask"] != 0, ids, IGNORE_INDEX)
+            ids = ops.where(ops.cast(inputs["attention_mask"], "bool"), ids, IGNORE_INDEX)
         if segments is not None:  # a segment's first token follows nothing that can be seen
             begins = ops.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
             ids = ops.where(begins, IGNORE_INDEX, ids)

@@ -13,7 +13,7 @@ import keras
 from keras import ops, tree
 
 from tfgptj.inputs import split_labels
-from tfgptj.replicas import sum_over_replicas
+from tfgptj.replicas import sum_over_replicas, unscaled
 
 
 FEATURES = "last_hidden_state"  # the only key of what a model gives in a step that needs no logits
@@ -66,6 +66,26 @@ def _joined(outputs: Any, rows: Any) -> Any:
     return tree.map_structure(lambda t: ops.reshape(t, (-1, *t.shape[2:]))[:rows], outputs)
 
 
+def whole_step(model: Any, data: Any) -> Any:
+    """Keras's training step on TensorFlow, but that an embedding's gradient is summed for each token before it is used.
+
+    TensorFlow gives it as rows, of which some are for one token; Keras's optimizers square each for itself.
+    """
+    import tensorflow as tf
+
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    weights = model.trainable_weights
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+        loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+        scaled = model.optimizer.scale_loss(loss)
+    rows = ops.shape(next(tensor for tensor in tree.flatten(x) if tensor is not None))[0]
+    model._loss_tracker.update_state(unscaled(loss), sample_weight=rows)
+    gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in tape.gradient(scaled, weights)]
+    model.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+    return model.compute_metrics(x, y, y_pred, sample_weight)
+
+
 def _tensorflow_step(model: Any, data: Any) -> Any:
     import tensorflow as tf
 
@@ -107,9 +127,11 @@ def _added(total: Any, gradient: Any) -> Any:
     """A sum of gradients in float32 with one more, which TensorFlow may give as rows of an embedding."""
     if gradient is None:
         return total
-    if hasattr(gradient, "indices"):
-        return ops.scatter_add(total, gradient.indices[:, None], ops.cast(gradient.values, "float32"))
-    return total + ops.cast(gradient, "float32")
+    import tensorflow as tf
+
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.tensor_scatter_nd_add(total, gradient.indices[:, None], tf.cast(gradient.values, "float32"))
+    return total + tf.cast(gradient, "float32")
 
 
 def _jax_step(model: Any, state: Any, data: Any) -> Any:

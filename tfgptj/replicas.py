@@ -31,3 +31,10 @@ def as_share(share: Any) -> Any:
 
     value = whole / ops.cast(tf.distribute.get_strategy().num_replicas_in_sync, share.dtype)
     return share + ops.stop_gradient(value - share)
+
+
+def unscaled(loss: Any) -> Any:
+    """A replica's loss as Keras shows it: times the number of replicas."""
+    import tensorflow as tf
+
+    return loss * ops.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)

@@ -117,8 +117,8 @@ class TokenMetric(keras.metrics.Metric):
 
     def quotient(self) -> Any:
         """Dividend by divisor; 0 where nothing was counted."""
-        above, below = self.sums[0] - self.sums[1]
-        return above / ops.maximum(below, 1.0)
+        sums = self.sums[0] - self.sums[1]
+        return sums[0] / ops.maximum(sums[1], 1.0)
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
