@@ -108,6 +108,9 @@ def test_nothing_that_counts_gives_zero() -> None:
 def test_extreme_logits_stay_finite() -> None:
     kernel = np.array([[1e4, -1e4, 0.0]], "float32")
     sums = fused_cross_entropy(
-        [Product(np.ones((2, 1), "float32"), kernel)], np.zeros(3, "float32"), np.array([0, 1], "int32"), np.ones(2, "float32")
+        [Product(np.ones((2, 1), "float32"), kernel)],
+        np.zeros(3, "float32"),
+        np.array([0, 1], "int32"),
+        np.ones(2, "float32"),
     )
     assert numbers(sums)[:2].tolist() == [2e4, 2e4]

@@ -35,7 +35,6 @@ class GPTJHead(GPTJBase):
 
     transformer: TFGPTJModel
     micro_batches = 1
-    needs_no_logits = False  # whether loss and metrics can be had of the hidden states
 
     def _compose(self, transformer: TFGPTJModel, kwargs: dict[str, Any], **results: Any) -> None:
         """Finish the functional model: the transformer's inputs, these results, and the extras asked for."""
@@ -81,8 +80,8 @@ class GPTJHead(GPTJBase):
             raise InputError(f"micro_batches must be at least 1, got {micro_batches}")
         if micro_batches > 1 and loss is not None:
             raise InputError(
-                "micro_batches needs the head's own loss, whose parts add up: leave the loss out, or give the optimizer "
-                "gradient_accumulation_steps instead"
+                "micro_batches needs the head's own loss, whose parts add up: leave the loss out, or give the "
+                "optimizer gradient_accumulation_steps instead"
             )
         self.loss = self._compile_loss = self._compile_metrics = None  # Keras keeps an earlier call's
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **options)
@@ -134,20 +133,15 @@ class GPTJHead(GPTJBase):
         return as_share(loss) if part_of is None else loss
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        y = self.labels_of(x, y)
         if not isinstance(y_pred, dict) or set(y_pred) != {FEATURES}:
-            return super().compute_metrics(x, y, y_pred, sample_weight)
-        if self._compile_metrics is not None and not self._compile_metrics.built:
-            self._compile_metrics.build(y, y_pred[FEATURES])
+            return super().compute_metrics(x, self.labels_of(x, y), y_pred, sample_weight)
         return self.get_metrics_result()  # the loss has updated them
 
     def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None, counted: Any = None) -> Any:
         """The head's own loss, a float32 scalar: a mean over what counts in these labels, or over so many."""
         raise InputError(f"{type(self).__name__} has no loss of its own")
 
-    def loss_of_features(
-        self, labels: Any, features: Any, sample_weight: Any, counted: Any, training: bool
-    ) -> Any:
+    def loss_of_features(self, labels: Any, features: Any, sample_weight: Any, counted: Any, training: bool) -> Any:
         """The head's own loss, of the last hidden states; asked for where `needs_no_logits`."""
         raise InputError(f"{type(self).__name__} has no loss of hidden states")
 
@@ -163,6 +157,11 @@ class GPTJHead(GPTJBase):
         if not labels:
             raise InputError("no labels: give them as y, or in the inputs' dict as labels (or start_/end_positions)")
         return labels.get("labels", labels)
+
+    @property
+    def needs_no_logits(self) -> bool:
+        """Whether loss and metrics can be had of the hidden states."""
+        return False
 
     @property
     def reads_outputs(self) -> bool:

@@ -106,6 +106,7 @@ class TFGPTJForCausalLM(Generative, LanguageLoss, GPTJHead):
         self._compose(transformer, kwargs, logits=head(transformer.last_hidden_state))
         self.lm_head = head
 
+
 @keras.saving.register_keras_serializable(package="tfgptj")
 class LastToken(ConfiguredLayer):
     """The hidden state of each row's last real token.

@@ -71,6 +71,8 @@ class LanguageLoss:
         if given and isinstance(self.output, dict):  # Keras must find out to which output they belong
             readable = False
         self.__dict__["_sum_metrics"] = given if readable else None
+        if self._sum_metrics:  # Keras would ask the first batch, and under a strategy fails for integers
+            self._compile_metrics.build(None, None)
 
     def get_compile_config(self: Any) -> dict[str, Any]:
         config = super().get_compile_config()  # type: ignore[misc]

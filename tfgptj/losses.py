@@ -79,9 +79,7 @@ def cross_entropy(
         float32 scalar; 0 when no label counts.
     """
     labels, logits = ops.cast(labels, "int32"), ops.cast(logits, "float32")
-    losses = ops.sparse_categorical_crossentropy(
-        ops.where(labels != IGNORE_INDEX, labels, 0), logits, from_logits=True
-    )
+    losses = ops.sparse_categorical_crossentropy(ops.where(labels != IGNORE_INDEX, labels, 0), logits, from_logits=True)
     if any(smoothing):
         losses = smoothing.applied(losses, ops.logsumexp(logits, axis=-1), logits)
     weights = ops.cast(labels != IGNORE_INDEX, "float32")

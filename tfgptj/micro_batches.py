@@ -15,7 +15,6 @@ from keras import ops, tree
 from tfgptj.inputs import split_labels
 from tfgptj.replicas import sum_over_replicas, unscaled
 
-
 FEATURES = "last_hidden_state"  # the only key of what a model gives in a step that needs no logits
 NO_LOGITS = {FEATURES: None}
 
@@ -31,8 +30,8 @@ class Parts(NamedTuple):
 
 def micro_batched_step(model: Any, *args: Any) -> Any:
     """A training step of `model.micro_batches` parts: Keras's `train_step`, arguments and results as the backend's."""
-    step = {"tensorflow": _tensorflow_step, "jax": _jax_step, "torch": _torch_step}[keras.backend.backend()]
-    return step(model, *args)
+    steps: dict[str, Any] = {"tensorflow": _tensorflow_step, "jax": _jax_step, "torch": _torch_step}
+    return steps[keras.backend.backend()](model, *args)
 
 
 def in_parts(model: Any, data: Any) -> Parts:
@@ -81,7 +80,9 @@ def whole_step(model: Any, data: Any) -> Any:
         scaled = model.optimizer.scale_loss(loss)
     rows = ops.shape(next(tensor for tensor in tree.flatten(x) if tensor is not None))[0]
     model._loss_tracker.update_state(unscaled(loss), sample_weight=rows)
-    gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in tape.gradient(scaled, weights)]
+    gradients = [
+        tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in tape.gradient(scaled, weights)
+    ]
     model.optimizer.apply_gradients(zip(gradients, weights, strict=True))
     return model.compute_metrics(x, y, y_pred, sample_weight)
 
@@ -115,8 +116,7 @@ def _tensorflow_step(model: Any, data: Any) -> Any:
     _, loss, sums, outputs = tf.while_loop(lambda i, *_: i < model.micro_batches, body, start, parallel_iterations=1)
     model._loss_tracker.update_state(sum_over_replicas(loss), sample_weight=batch.rows)
     gradients = [
-        None if missing else tf.cast(total, v.dtype)
-        for total, v, missing in zip(sums, weights, absent, strict=True)
+        None if missing else tf.cast(total, v.dtype) for total, v, missing in zip(sums, weights, absent, strict=True)
     ]
     model.optimizer.apply_gradients(zip(gradients, weights, strict=True))
     y_pred = tree.pack_sequence_as(model.output, [array.stack() for array in outputs]) if collected else None

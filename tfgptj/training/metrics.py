@@ -83,8 +83,8 @@ def answer_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) 
 class TokenMetric(keras.metrics.Metric):
     """A quotient of two sums over the tokens that count, exact however many there are in a batch or an epoch.
 
-    In `model.compile("adam", metrics=[...])` of a causal language model it is fed by the loss, without logits; elsewhere
-    `update_state` takes labels and logits. The label of the next token is what is predicted; -100 does not count.
+    In `model.compile("adam", metrics=[...])` of a causal language model it is fed by the loss, without logits;
+    elsewhere `update_state` takes labels and logits. What is predicted is the next token's label; -100 does not count.
     """
 
     needs_hits = False  # whether update_sums reads the hits
@@ -180,7 +180,9 @@ class BitsPerByte(TokenMetric):
             raise InputError("bits per byte need a tokenizer, or a row of its tokens' lengths in bytes")
 
     def update_sums(self, targets: Any, *, nats: Any, hits: Any) -> None:
-        known = ops.logical_and(targets >= 0, targets < len(self.bytes_of))  # a model may have more ids than its tokenizer
+        known = ops.logical_and(
+            targets >= 0, targets < len(self.bytes_of)
+        )  # a model may have more ids than its tokenizer
         lengths = ops.take(self.bytes_of, ops.where(known, targets, 0))
         self.add(nats, ops.sum(ops.where(known, lengths, 0.0)))
 
