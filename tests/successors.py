@@ -18,8 +18,8 @@ def teach(model: TFGPTJForCausalLM, successors: Sequence[int], seed: int = 0, sh
     vocabulary, width = model.config.vocab_size, model.config.n_embd
     vectors = np.random.default_rng(seed).standard_normal((vocabulary, width), dtype="float32")
     model.transformer.embedding.wte.embeddings.assign(20 * vectors)
-    head = np.zeros((width, vocabulary), "float32")
-    np.add.at(head.T, np.asarray(successors), vectors * (sharpness / np.sqrt(width)))
+    head = np.zeros((vocabulary, width), "float32")
+    np.add.at(head, np.asarray(successors), vectors * (sharpness / np.sqrt(width)))
     model.lm_head.dense.kernel.assign(head)
     model.lm_head.dense.bias.assign(np.zeros(vocabulary, "float32"))
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "tfgptj"
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
 LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
 MODEL = (
-    *("activations", "rotary", "losses", "fused", "projection", "attention", "block", "inputs", "compiled"),
+    *("activations", "products", "rotary", "losses", "fused", "projection", "attention", "block", "inputs", "compiled"),
     *("resizing", "adaptable", "base", "backbone", "replicas", "micro_batches", "head", "language_loss"),
     *("generative", "heads"),
 )
@@ -62,6 +62,7 @@ BACKENDS = {
     "litert": "writes TensorFlow Lite",
     "micro_batches": "keras.ops has no gradients: TensorFlow's, JAX's and PyTorch's are taken",
     "replicas": "tf.distribute is TensorFlow's",
+    "products": "TensorFlow multiplies with a transposed matrix only by its own operator",
     "serving": "writes SavedModels",
     "training.data": "makes tf.data",
     "training.tfrecord": "reads TFRecord",

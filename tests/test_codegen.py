@@ -75,7 +75,7 @@ def test_every_kind_of_file_gives_the_same_matrices(directory: str) -> None:
     for layer, block in enumerate(model.transformer.blocks):
         for name, expected in split(stored[f"transformer.h.{layer}.attn.qkv_proj.weight"]).items():
             kernel = getattr(block.attn, name).kernel
-            np.testing.assert_array_equal(ops.convert_to_numpy(kernel), expected.T, err_msg=name)
+            np.testing.assert_array_equal(ops.convert_to_numpy(kernel), expected, err_msg=name)
     assert_same_logits(model, "four_heads")
 
 

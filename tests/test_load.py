@@ -55,7 +55,7 @@ def loaded_tensors(model: Any) -> Tensors:
     for entry in plan(model.config, head_of(type(model))[0]):
         variable = variable_of(model, entry)
         array = ops.convert_to_numpy(ops.cast(variable, variable.dtype))
-        tensors[str(entry.names["torch"])] = array.T if entry.transpose else array
+        tensors[str(entry.names["torch"])] = array.T if entry.is_transposed("torch") else array
     return tensors
 
 

@@ -77,8 +77,8 @@ def test_names_in_other_frameworks() -> None:
         "tensorflow": "h_._1/mlp/fc_in/kernel:0",
         "flax": "h/1/mlp/fc_in/kernel",
     }
-    assert entry.stored_shape("torch") == (24, 16)
-    assert entry.stored_shape("tensorflow") == entry.stored_shape("flax") == entry.shape == (16, 24)
+    assert entry.stored_shape("torch") == entry.shape == (24, 16)
+    assert entry.stored_shape("tensorflow") == entry.stored_shape("flax") == (16, 24)
 
 
 @pytest.mark.parametrize(

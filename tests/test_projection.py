@@ -24,6 +24,8 @@ def adapted(dtype: str = "float32", mode: str | None = None, cls: type = Project
     layer = cls(6, dtype=dtype)
     layer.build((None, None, 8))
     layer.bias.assign(np.arange(6))
+    kernel = np.random.default_rng(2).standard_normal((6, 8)).astype("float32")
+    layer.kernel.assign(kernel if cls is Projection else kernel.T)
     if mode is not None:
         layer.quantize(mode)
     layer.enable_lora(RANK, lora_alpha=ALPHA, b_initializer=keras.initializers.RandomNormal(stddev=0.5), **options)
@@ -41,9 +43,9 @@ def delta(layer: Projection) -> np.ndarray:
 @pytest.mark.core
 def test_adapters_count_alpha_over_rank_times() -> None:
     layer = adapted()
-    expected = X @ (numbers(layer.base_kernel.value) + delta(layer)) + np.arange(6)
+    expected = X @ (numbers(layer.base_kernel.value).T + delta(layer)) + np.arange(6)
     assert_near(layer(X), expected)
-    assert_near(layer.kernel, numbers(layer.base_kernel.value) + delta(layer))
+    assert_near(layer.kernel, numbers(layer.base_kernel.value) + delta(layer).T)
     assert_near(layer(X), numbers(adapted(cls=keras.layers.Dense)(X)))
 
 
@@ -64,7 +66,7 @@ def test_adapters_are_float32_and_compute_in_the_dtype_of_the_rest(dtype: str) -
     assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
     assert keras.backend.standardize_dtype(layer.lora_kernel_a.dtype) == "float32"
     assert keras.backend.standardize_dtype(layer.kernel.dtype) == layer.variable_dtype
-    assert_near(y, X @ (numbers(layer.base_kernel.value) + delta(layer)) + np.arange(6), 2e-2)
+    assert_near(y, X @ (numbers(layer.base_kernel.value).T + delta(layer)) + np.arange(6), 2e-2)
 
 
 @pytest.mark.core
@@ -118,7 +120,7 @@ def test_removed_adapters_leave_nothing(dropout: float) -> None:
     layer.remove_lora()
     assert [variable.name for variable in layer.variables] == ["kernel", "bias"]
     assert (layer.lora_rank, layer.lora_enabled, layer.merged) == (None, False, False)
-    assert_near(layer(X), X @ numbers(layer.base_kernel.value) + np.arange(6))
+    assert_near(layer(X), X @ numbers(layer.base_kernel.value).T + np.arange(6))
     layer.enable_lora(2, dropout=dropout)
     assert layer.lora_kernel_a.shape == (8, 2)
 

@@ -47,8 +47,8 @@ def test_far_positions_are_exact_to_float32_angles() -> None:
     # An angle of 2047 rounds by at most 2047 · 2^-24 = 1.2e-4.
     np.testing.assert_allclose(rotate(x, positions, 64), turned(x, positions, 64), rtol=0, atol=1e-3)
     sin, cos = RotaryEmbedding(64)(positions)
-    angles = positions[:, :, None, None] * frequencies(64)
-    np.testing.assert_allclose(numbers(sin), np.sin(angles), rtol=0, atol=2e-4)
+    angles = positions[:, :, None, None] * np.repeat(frequencies(64), 2)
+    np.testing.assert_allclose(numbers(sin), np.sin(angles) * np.tile([-1, 1], 32), rtol=0, atol=2e-4)
     np.testing.assert_allclose(numbers(cos), np.cos(angles), rtol=0, atol=2e-4)
 
 
@@ -100,8 +100,8 @@ def test_angles_are_float32_under_every_policy(policy: str) -> None:
     positions = np.array([[2000, 2001]])
     sin, cos = RotaryEmbedding(16)(positions)
     assert {keras.backend.standardize_dtype(x.dtype) for x in (sin, cos)} == {"float32"}
-    angles = positions[:, :, None, None] * frequencies(16)
-    np.testing.assert_allclose(numbers(sin), np.sin(angles), rtol=0, atol=2e-4)
+    angles = positions[:, :, None, None] * np.repeat(frequencies(16), 2)
+    np.testing.assert_allclose(numbers(sin), np.sin(angles) * np.tile([-1, 1], 8), rtol=0, atol=2e-4)
     np.testing.assert_allclose(numbers(cos), np.cos(angles), rtol=0, atol=2e-4)
 
 
@@ -117,7 +117,7 @@ def test_half_precision_features_are_turned_to_their_own_accuracy() -> None:
 
 def test_shapes() -> None:
     sin, cos = RotaryEmbedding(6)(np.zeros((2, 5), int))
-    assert tuple(sin.shape) == tuple(cos.shape) == (2, 5, 1, 3)
+    assert tuple(sin.shape) == tuple(cos.shape) == (2, 5, 1, 6)
 
 
 def test_the_layer_goes_through_its_configuration() -> None:

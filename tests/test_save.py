@@ -158,7 +158,7 @@ def test_invalid_arguments(tmp_path: Path, model: Any) -> None:
 
 def test_values_that_do_not_fit(tmp_path: Path) -> None:
     model = TFGPTJForSequenceClassification.from_pretrained(GOLDENS / "base" / "classification")
-    model.score.kernel.assign(np.full((16, 2), 1e5, "float32"))
+    model.score.kernel.assign(np.full((2, 16), 1e5, "float32"))
     with pytest.raises(CheckpointError, match=r"score\.weight: holds values too large for float16"):
         model.save_pretrained(tmp_path, dtype="float16")
 
@@ -196,7 +196,7 @@ def test_lora_is_merged_and_quantized_kernels_are_refused(tmp_path: Path) -> Non
     quantized = TFGPTJForSequenceClassification.from_pretrained(GOLDENS / "base" / "classification")
     quantized.score.quantize("int8")
     with pytest.raises(
-        CheckpointError, match=r"score\.kernel: is int8 \[16, 2\], expected floats \[16, 2\]: a quantized"
+        CheckpointError, match=r"score\.kernel: is int8 \[16, 2\], expected floats \[2, 16\]: a quantized"
     ):
         quantized.save_pretrained(tmp_path)
 

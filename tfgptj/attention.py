@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from tfgptj.config import GPTJConfig
+from tfgptj.products import leading
 from tfgptj.projection import Projection
 from tfgptj.rotary import apply_rotary
 
@@ -53,7 +54,7 @@ class RotaryAttention(ConfiguredLayer):
 
     Call arguments:
         x: float [B, T, D].
-        sin, cos: float32 [B, T, 1, R / 2], from :class:`tfgptj.rotary.RotaryEmbedding`.
+        sin, cos: float32 [B, T, 1, R], from :class:`tfgptj.rotary.RotaryEmbedding`.
         mask: bool [B or 1, 1, T, T], true where a query (row) may look at a key (column).
 
     Returns:
@@ -101,7 +102,7 @@ class RotaryAttention(ConfiguredLayer):
 
         Args:
             x: float [B, T, D], the new tokens.
-            sin, cos: float32 [B, T, 1, R / 2] at the new tokens' positions.
+            sin, cos: float32 [B, T, 1, R] at the new tokens' positions.
             mask: bool [B, 1, T, S].
             cache: keys and values [B, N, S, H], or None to start one from these tokens alone (S = T).
             slot: int scalar, the cache slot of the first new token.
@@ -120,7 +121,7 @@ class RotaryAttention(ConfiguredLayer):
 
     def _project(self, x: Any, sin: Any, cos: Any) -> tuple[Any, Any, Any]:
         """Rotated queries, rotated keys, and values, each [B, N, T, H]."""
-        heads = (*ops.shape(x)[:2], self.config.n_head, self.config.head_dim)
+        heads = (*leading(x), self.config.n_head, self.config.head_dim)
         query, key, value = (
             ops.reshape(projection(x), heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -137,14 +138,14 @@ class RotaryAttention(ConfiguredLayer):
         weights = ops.cast(weights, value.dtype)
         weights = self.attn_dropout(weights, training=training)
         mixed = _swapped(ops.matmul(weights, value))  # [B, T, N, H]
-        return ops.reshape(mixed, (*ops.shape(mixed)[:2], self.config.n_embd)), weights
+        return ops.reshape(mixed, (*leading(mixed)[:2], self.config.n_embd)), weights
 
 
 def _swapped(x: Any) -> Any:
     """[B, T, N, H] → [B, N, T, H], or back."""
-    if 1 in x.shape[1:3]:  # the same numbers in the same order
-        batch, first, second, width = ops.shape(x)
-        return ops.reshape(x, (batch, second, first, width))
+    first, second, width = x.shape[1:]
+    if 1 in (first, second) and None not in (first, second):  # the same numbers in the same order
+        return ops.reshape(x, (-1, second, first, width))
     return ops.swapaxes(x, 1, 2)
 
 

@@ -23,6 +23,7 @@ from tfgptj.losses import (
     positions_in_text,
     question_answering_loss,
 )
+from tfgptj.products import project
 from tfgptj.projection import Projection
 
 
@@ -64,11 +65,11 @@ class LMHead(ConfiguredLayer):
             return self.dense.products(x, training), self.dense.bias
         return [Product(x, self.tied.embeddings, transposed=True, trained=self.tied.trainable)], self.bias
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Any, training: bool | None = None) -> Any:
         if self.tied is None:
-            logits = self.dense(x)
+            logits = self.dense(x, training=training)
         else:
-            logits = ops.einsum("BTD,VD->BTV", x, ops.cast(self.tied.embeddings, x.dtype)) + self.bias
+            logits = project(x, ops.cast(self.tied.embeddings, x.dtype), training) + self.bias
         return ops.cast(logits, "float32")
 
 

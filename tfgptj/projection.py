@@ -10,6 +10,7 @@ from keras import ops
 
 from tfgptj.errors import InputError
 from tfgptj.fused import Product
+from tfgptj.products import project
 
 # What Keras keeps of a kernel, the latter two where it is quantized; and of adapters.
 _PARTS = ("_kernel", "kernel_scale", "kernel_zero")
@@ -18,12 +19,14 @@ _ADAPTERS = ("lora_kernel_a", "lora_kernel_b")
 
 @keras.saving.register_keras_serializable(package="tfgptj")
 class Projection(keras.layers.Dense):
-    """A dense layer without activation, whose LoRA costs two thin products: x W + (alpha / rank) (x A) B.
+    """A dense layer without activation, whose kernel is [out, in]: see :mod:`tfgptj.products`.
 
-    Keras's own `Dense` adds A B to W at each call. That makes a second kernel for every generated token, and in
-    training a gradient as large as the kernel. Variables, flags and quantization are Keras's; only the float path is
-    computed otherwise, adapters may have dropout, and saving with Keras keeps kernel and adapters apart, so that
-    training can go on from there.
+    Its LoRA costs two thin products: x W + (alpha / rank) (x A) B. Keras's own `Dense` adds A B to W at each call. That
+    makes a second kernel for every generated token, and in training a gradient as large as the kernel.
+
+    Flags and quantization are Keras's; a quantized kernel is [in, out], as Keras has it. Adapters may have dropout, and
+    saving with Keras keeps kernel and adapters apart, so that training can go on from there. Initialisers see the shape
+    [out, in].
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
 
@@ -38,6 +41,34 @@ class Projection(keras.layers.Dense):
     lora_alpha: Any
     lora_dropout = 0.0
 
+    def build(self, input_shape: Any) -> None:
+        if self.quantization_mode is not None:
+            super().build(input_shape)
+            return
+        self._add_kernel((self.units, input_shape[-1]))
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.units,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
+        self.built = True
+        if self.lora_rank:
+            self.enable_lora(self.lora_rank, self.lora_alpha)
+
+    def _add_kernel(self, shape: tuple[int, int]) -> None:
+        self._kernel = self.add_weight(
+            name="kernel",
+            shape=shape,
+            initializer=self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+
     @property
     def base_kernel(self) -> Any:
         """The variable of the kernel, whatever stands beside it."""
@@ -45,13 +76,17 @@ class Projection(keras.layers.Dense):
 
     @property
     def kernel(self) -> Any:
-        """The kernel, float [in, out]; with LoRA enabled kernel and adapters in one, rounded to the kernel's dtype.
+        """The kernel, float [out, in]; with LoRA enabled kernel and adapters in one, rounded to the kernel's dtype.
 
-        The product and the sum are computed in float32, whatever the dtype policy.
+        The product and the sum are computed in float32, whatever the dtype policy. Quantized it is [in, out].
         """
-        if not self.lora_enabled or self.quantization_mode is not None:
+        if self.quantization_mode is not None:
             return super().kernel
-        delta = ops.matmul(self.lora_kernel_a, self.lora_kernel_b) * self._scale
+        if not self.built:
+            raise AttributeError(f"{self.name} has no kernel before it is built")
+        if not self.lora_enabled:
+            return self._kernel
+        delta = ops.transpose(ops.matmul(self.lora_kernel_a, self.lora_kernel_b) * self._scale)
         return ops.cast(ops.add(ops.cast(self._kernel, delta.dtype), delta), self._kernel.dtype)
 
     @property
@@ -79,12 +114,36 @@ class Projection(keras.layers.Dense):
             a_initializer, b_initializer: Keras initialisers; either must be zeros.
             dropout: share of what A sees that is dropped in training.
         """
-        super().enable_lora(rank, lora_alpha, a_initializer, b_initializer)
+        if self.quantization_mode is None:
+            self._add_adapters(rank, a_initializer, b_initializer)
+            self.lora_enabled, self.lora_rank = True, rank
+            self.lora_alpha = rank if lora_alpha is None else lora_alpha
+        else:
+            super().enable_lora(rank, lora_alpha, a_initializer, b_initializer)
         if dropout:
             self._tracker.unlock()
             self.lora_seed = keras.random.SeedGenerator()
             self._tracker.lock()
         self.lora_dropout = dropout
+
+    def _add_adapters(self, rank: int, a_initializer: Any, b_initializer: Any) -> None:
+        """A [in, rank] and B [rank, out], float32 so that nothing is lost in training; the kernel trains no more."""
+        if self.lora_enabled or not self.built:
+            raise InputError(f"{self.name} {'has LoRA already' if self.lora_enabled else 'must be built before LoRA'}")
+        outputs, inputs = self._kernel.shape
+        shapes = ((inputs, rank), (rank, outputs))
+        self._tracker.unlock()
+        for name, shape, initializer in zip(_ADAPTERS, shapes, (a_initializer, b_initializer), strict=True):
+            variable = self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=keras.initializers.get(initializer),
+                dtype="float32",
+                regularizer=self.kernel_regularizer,
+            )
+            setattr(self, name, variable)
+        self._kernel.trainable = False
+        self._tracker.lock()
 
     def remove_lora(self) -> None:
         """Take the adapters away; what is merged of them stays in the kernel."""
@@ -103,8 +162,8 @@ class Projection(keras.layers.Dense):
 
     def merge(self) -> None:
         """Add the adapters to the kernel and disable them; a quantized kernel is quantized anew, with other scales."""
-        merged = (self.kernel,) if self.quantization_mode is None else self._get_kernel_with_merged_lora()
-        values = {name: value for name, value in zip(_PARTS, merged, strict=False) if value is not None}
+        merged = self._get_kernel_with_merged_lora()
+        values = {name: value for name, value in zip(_PARTS, merged, strict=True) if value is not None}
         # Not as an attribute: Keras and TensorFlow would look for variables in it.
         self.__dict__["_replaced"] = {name: _copy(getattr(self, name)) for name in values}
         for name, value in values.items():
@@ -119,15 +178,15 @@ class Projection(keras.layers.Dense):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         self._check_training(training)
-        if not self.lora_enabled:
-            return super().call(inputs, training)
-        x = ops.add(ops.matmul(inputs, self._kernel), self._adapt(self._drop(inputs, training)))
+        x = project(inputs, ops.convert_to_tensor(self._kernel), training)
+        if self.lora_enabled:
+            x = ops.add(x, self._adapt(self._drop(inputs, training)))
         return x if self.bias is None else ops.add(x, self.bias)
 
     def products(self, x: Any, training: bool) -> list[Product]:
         """What the outputs for inputs [N, D] are the sum of, beside the bias; not of a quantized layer."""
         self._check_training(training)
-        products = [Product(x, self._kernel, trained=self._kernel.trainable)]
+        products = [Product(x, self._kernel, transposed=True, trained=self._kernel.trainable)]
         if self.lora_enabled:
             a = ops.cast(self.lora_kernel_a, x.dtype)
             narrow = ops.matmul(self._drop(x, training), a) * self._scale  # [N, rank]
@@ -145,6 +204,11 @@ class Projection(keras.layers.Dense):
 
     def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
         """As Keras's `Dense.quantize`, which refuses subclasses: this one computes as `Dense` does when quantized."""
+        if self.quantization_mode is None:
+            turned = ops.transpose(self._kernel)  # Keras's quantizers and products want [in, out]
+            del self._kernel
+            self._add_kernel(tuple(turned.shape))
+            self._kernel.assign(turned)
         super().quantize(mode, type_check=False, config=config)
 
     def save_own_variables(self, store: Any) -> None:

@@ -41,7 +41,7 @@ def resize_token_embeddings(model: Any, size: int) -> keras.layers.Embedding:
     _resize(embedding, embedding.embeddings, 0, size, deviation)
     embedding.input_dim = size
     if head is not None and head.tied is None:
-        _resize(head.dense, head.dense.kernel, 1, size, deviation)
+        _resize(head.dense, head.dense.kernel, 0, size, deviation)
         _resize(head.dense, head.dense.bias, 0, size, 0.0)
         head.dense.units = size
     elif head is not None:

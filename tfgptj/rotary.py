@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfgptj.products import leading
+
 BASE = 10000.0
 
 
@@ -28,12 +30,12 @@ class RotaryEmbedding(keras.layers.Layer):
         positions: int [B, T] or [1, T].
 
     Returns:
-        `(sin, cos)`, each float32 [B, T, 1, R / 2] whatever the dtype policy: in half precision the angles of positions
-        over a few hundred would be wrong.
+        `(sin, cos)`, each float32 [B, T, 1, R] whatever the dtype policy: in half precision the angles of positions
+        over a few hundred would be wrong. Both dimensions of a pair have its angle; the first one's sine is negated.
 
     >>> sin, cos = RotaryEmbedding(4)(np.array([[0, 1]]))
-    >>> ops.convert_to_numpy(sin)[0, :, 0, :].round(4).tolist()
-    [[0.0, 0.0], [0.8414999842643738, 0.009999999776482582]]
+    >>> ops.convert_to_numpy(cos)[0, :, 0, :].round(4).tolist()
+    [[1.0, 1.0, 1.0, 1.0], [0.5403000116348267, 0.5403000116348267, 0.9998999834060669, 0.9998999834060669]]
     """
 
     def __init__(self, rotary_dim: int, **kwargs: Any) -> None:
@@ -45,9 +47,10 @@ class RotaryEmbedding(keras.layers.Layer):
         self.built = True  # nothing to create
 
     def call(self, positions: Any) -> tuple[Any, Any]:
-        frequencies = ops.convert_to_tensor(self._frequencies)  # [R / 2]
-        angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies  # [B, T, 1, R / 2]
-        return ops.sin(angles), ops.cos(angles)
+        frequencies = ops.convert_to_tensor(np.repeat(self._frequencies, 2))  # [R]
+        signs = ops.convert_to_tensor(np.tile(np.array([-1.0, 1.0], "float32"), self.rotary_dim // 2))  # [R]
+        angles = ops.cast(positions, "float32")[:, :, None, None] * frequencies  # [B, T, 1, R]
+        return ops.sin(angles) * signs, ops.cos(angles)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rotary_dim": self.rotary_dim}
@@ -56,16 +59,19 @@ class RotaryEmbedding(keras.layers.Layer):
 def apply_rotary(x: Any, sin: Any, cos: Any) -> Any:
     """Turn the first R dimensions of every head; the others pass unchanged.
 
+    (a, b) becomes (a cos - b sin, b cos + a sin), computed as (a, b) · (cos, cos) + (b, a) · (-sin, sin).
+
     Args:
         x: float [B, T, N, H], queries or keys.
-        sin, cos: float32 [B, T, 1, R / 2] from :class:`RotaryEmbedding`.
+        sin, cos: float32 [B, T, 1, R] from :class:`RotaryEmbedding`.
 
     Returns:
         float [B, T, N, H], of x's dtype.
     """
-    width = 2 * sin.shape[-1]  # R
+    width = sin.shape[-1]  # R
     sin, cos = ops.cast(sin, x.dtype), ops.cast(cos, x.dtype)
-    even, odd = x[..., 0:width:2], x[..., 1:width:2]  # [B, T, N, R / 2] each
-    turned = ops.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)  # [B, T, N, R / 2, 2]
-    turned = ops.reshape(turned, (*ops.shape(x)[:-1], width))  # [B, T, N, R]
+    turning = x[..., :width]  # [B, T, N, R]
+    pairs = ops.reshape(turning, (*leading(x), width // 2, 2))
+    crossed = ops.reshape(ops.flip(pairs, axis=-1), (*leading(x), width))  # (b, a) for each (a, b)
+    turned = turning * cos + crossed * sin  # [B, T, N, R]
     return turned if width == x.shape[-1] else ops.concatenate([turned, x[..., width:]], axis=-1)

@@ -43,7 +43,7 @@ class Row(NamedTuple):
     tensorflow: str | None
     flax: str | None
     shape: str  # of the variable, in the letters of the dimension key, and C labels, 1
-    transpose: bool = False  # PyTorch keeps the kernels of linear layers as [out, in]
+    transpose: bool = False  # TensorFlow and Flax keep the kernels of linear layers as [in, out], PyTorch and we turned
 
 
 # fmt: off
@@ -59,10 +59,10 @@ _BLOCK = (
         for name in ("q_proj", "k_proj", "v_proj", "out_proj")
     ),
     Row("blocks.{i}.mlp.fc_in.kernel", "h.{i}.mlp.fc_in.weight", "h_._{i}/mlp/fc_in/kernel:0",
-        "h/{i}/mlp/fc_in/kernel", "DF", True),
+        "h/{i}/mlp/fc_in/kernel", "FD", True),
     Row("blocks.{i}.mlp.fc_in.bias", "h.{i}.mlp.fc_in.bias", "h_._{i}/mlp/fc_in/bias:0", "h/{i}/mlp/fc_in/bias", "F"),
     Row("blocks.{i}.mlp.fc_out.kernel", "h.{i}.mlp.fc_out.weight", "h_._{i}/mlp/fc_out/kernel:0",
-        "h/{i}/mlp/fc_out/kernel", "FD", True),
+        "h/{i}/mlp/fc_out/kernel", "DF", True),
     Row("blocks.{i}.mlp.fc_out.bias", "h.{i}.mlp.fc_out.bias", "h_._{i}/mlp/fc_out/bias:0", "h/{i}/mlp/fc_out/bias",
         "D"),
 )
@@ -80,17 +80,17 @@ _FINAL_NORM = (
 _HEAD = {
     "none": (),
     "causal_lm": (
-        Row("lm_head.dense.kernel", "lm_head.weight", "lm_head/kernel:0", "lm_head/kernel", "DV", True),
+        Row("lm_head.dense.kernel", "lm_head.weight", "lm_head/kernel:0", "lm_head/kernel", "VD", True),
         Row("lm_head.dense.bias", "lm_head.bias", "lm_head/bias:0", "lm_head/bias", "V"),
     ),
     "tied_causal_lm": (  # its kernel is wte
         Row("lm_head.bias", "lm_head.bias", "lm_head/bias:0", "lm_head/bias", "V"),
     ),
     "classification": (
-        Row("score.kernel", "score.weight", "score/kernel:0", None, "DC", True),
+        Row("score.kernel", "score.weight", "score/kernel:0", None, "CD", True),
     ),
     "question_answering": (
-        Row("qa_outputs.kernel", "qa_outputs.weight", "qa_outputs/kernel:0", None, "DC", True),
+        Row("qa_outputs.kernel", "qa_outputs.weight", "qa_outputs/kernel:0", None, "CD", True),
         Row("qa_outputs.bias", "qa_outputs.bias", "qa_outputs/bias:0", None, "C"),
     ),
 }
@@ -114,7 +114,7 @@ class Entry:
     variable: str  # attributes, from the model with the head or from the backbone
     names: dict[str, str | None]  # by layout, without the prefix that a backbone under a head has
     shape: tuple[int, ...]  # of the variable
-    transpose: bool  # in PyTorch's layout
+    transpose: bool  # in the layouts of TensorFlow and Flax
     in_head: bool
 
     def stored_shape(self, layout: Layout) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ class Entry:
 
     def is_transposed(self, layout: Layout) -> bool:
         """Whether a file of that layout holds the variable's transpose."""
-        return self.transpose and layout == "torch"
+        return self.transpose and layout != "torch"
 
 
 def plan(config: GPTJConfig, head: str) -> list[Entry]:

@@ -247,10 +247,10 @@ def write(token: Any, state: State, controls: Controls, guided: bool = False) ->
     ended = ops.any(token[:, None] == controls.eos[None, :], axis=1)
     if guided:
         token = ops.concatenate([token, token], axis=0)  # [2 B]
-    is_real = ops.ones_like(token[:, None], dtype="bool")
+    here = ops.arange(ops.shape(state.ids)[1], dtype="int32") == state.slot  # [S]
     return state._replace(
-        ids=ops.slice_update(state.ids, (0, state.slot), token[:, None]),
-        real=ops.slice_update(state.real, (0, state.slot), is_real),
+        ids=ops.where(here, token[:, None], state.ids),
+        real=ops.logical_or(state.real, here),
         length=state.length + 1,
         slot=state.slot + 1,
         step=state.step + 1,

@@ -98,7 +98,7 @@ class AdapterContent:
         faults = [f"{path}: has {', '.join(pair)} alone" for path, pair in self.pairs.items() if len(pair) == 1]
         faults += [f"{name}: is missing" for name in sorted(expected - set(self.whole))]
         for path, pair in self.pairs.items():
-            inputs, units = self.weights[f"{path}.weight"][1].shape
+            units, inputs = self.weights[f"{path}.weight"][1].shape
             rank = self.settings[path].rank
             shapes = {".lora_A.weight": (rank, inputs), ".lora_B.weight": (units, rank)}
             faults += [self._fault(name, shapes[suffix]) for suffix, name in pair.items()]

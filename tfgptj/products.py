@@ -1,0 +1,53 @@
+"""x Wᵀ: the product that nearly all of GPT-J's time goes into, in each backend's fastest form.
+
+Matrices are kept as [out, in], as PyTorch keeps them: then each output reads one run of memory. On TensorFlow's CPU a
+single token takes 12 % less time so than with [in, out] in float32, and 43 % less in bfloat16, whose kernels reorder
+[in, out] at every call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def project(x: Any, matrix: Any, training: bool | None = None) -> Any:
+    """Multiply the last dimension of x with a matrix.
+
+    Args:
+        x: float [..., K].
+        matrix: float [N, K], of the same dtype.
+        training: whether gradients will be asked for; the result is the same but for its rounding.
+
+    Returns:
+        float [..., N].
+    """
+    outputs, inputs = matrix.shape
+    rows = ops.reshape(x, (-1, inputs))
+    if keras.backend.backend() == "tensorflow":
+        rows = _product_for_tensorflow(rows, matrix, training)
+    else:
+        rows = ops.matmul(rows, ops.transpose(matrix))  # a view, or a part of the product
+    return ops.reshape(rows, (*leading(x), outputs))
+
+
+def leading(x: Any) -> tuple[Any, ...]:
+    """The dimensions of x but for the last, as a new shape takes them: at most one is -1, and none is computed if the
+    graph knows all others."""
+    known = tuple(x.shape)[:-1]
+    if sum(size is None for size in known) <= 1:
+        return tuple(-1 if size is None else size for size in known)
+    return (-1, *ops.shape(x)[1:-1])
+
+
+def _product_for_tensorflow(rows: Any, matrix: Any, training: bool | None) -> Any:
+    import tensorflow as tf
+
+    matrix = tf.convert_to_tensor(matrix)
+    if training or matrix.dtype != tf.float32:
+        return tf.matmul(rows, matrix, transpose_b=True)
+    # With the matrix first, a few rows in float32 take 20 to 30 % less time; in training the gradient's products lose
+    # more than that.
+    return tf.transpose(tf.matmul(matrix, tf.transpose(rows)))
