@@ -184,14 +184,10 @@ class Projection(keras.layers.Dense):
         return x if self.bias is None else ops.add(x, self.bias)
 
     def products(self, x: Any, training: bool) -> list[Product]:
-        """What the outputs for inputs [N, D] are the sum of, beside the bias; not of a quantized layer."""
+        """What outputs for inputs [N, D] are the sum of, beside the bias; not of a quantized layer."""
         self._check_training(training)
-        products = [Product(x, self._kernel, transposed=True, trained=self._kernel.trainable)]
-        if self.lora_enabled:
-            a = ops.cast(self.lora_kernel_a, x.dtype)
-            narrow = ops.matmul(self._drop(x, training), a) * self._scale  # [N, rank]
-            products.append(Product(narrow, self.lora_kernel_b))
-        return products
+        base = Product(x, self._kernel, transposed=True, trained=self._kernel.trainable)
+        return [base, Product(self._thin(self._drop(x, training)), self.lora_kernel_b)] if self.lora_enabled else [base]
 
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
         """As Keras's, with dropout of what the adapters see."""
@@ -244,8 +240,10 @@ class Projection(keras.layers.Dense):
 
     def _adapt(self, x: Any) -> Any:
         """(alpha / rank) (x A) B in the compute dtype."""
-        a, b = ops.cast(self.lora_kernel_a, self.compute_dtype), ops.cast(self.lora_kernel_b, self.compute_dtype)
-        return ops.matmul(ops.matmul(x, a) * self._scale, b)
+        return ops.matmul(self._thin(x), ops.cast(self.lora_kernel_b, self.compute_dtype))
+
+    def _thin(self, x: Any) -> Any:
+        return ops.matmul(x, ops.cast(self.lora_kernel_a, self.compute_dtype)) * self._scale
 
     def _drop(self, x: Any, training: bool | None) -> Any:
         if not self.lora_dropout or not training:
