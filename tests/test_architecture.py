@@ -25,17 +25,16 @@ MODEL = (
         "activations",
         "products",
         "rotary",
+        "losses",
+        "fused",
         "projection",
         "recompute",
         "attention",
         "block",
         "inputs",
-        "compiled",
-        "resizing",
-        "adaptable",
-        "workers",
     ),
-    *("base", "backbone", "losses", "generative", "heads"),
+    *("compiled", "resizing", "adaptable", "workers", "base", "backbone", "replicas", "micro_batches", "head"),
+    *("language_loss", "generative", "heads"),
 )
 TOKENIZER = ("vocabulary", "tokenizer_files", "batching", "tokenizer", "text_stream", "spans")
 LEVEL_2 = ("checkpoints", "generation")  # in this order
@@ -72,6 +71,8 @@ BACKENDS = {
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
     "litert": "writes TensorFlow Lite",
+    "micro_batches": "keras.ops has no gradients: TensorFlow's, JAX's and PyTorch's are taken",
+    "replicas": "tf.distribute is TensorFlow's",
     "products": "TensorFlow multiplies with a transposed matrix only by its own operator",
     "serving": "writes SavedModels",
     "workers": "asks TensorFlow for its strategy",
@@ -97,6 +98,7 @@ OF_KERAS = {
     *("on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end"),
     *("build", "call", "get_config", "from_config", "fit", "evaluate", "predict", "compute_loss", "compute_metrics"),
     *("get_metrics_result", "train_on_batch", "test_on_batch", "predict_on_batch"),
+    *("get_compile_config", "compile_from_config", "update_state", "reset_state", "result"),
 }
 
 FORBIDDEN = {

@@ -8,65 +8,23 @@ import keras
 from keras import ops
 
 from tfgptj.attention import ConfiguredLayer
-from tfgptj.backbone import TFGPTJModel, with_extras
-from tfgptj.base import GPTJBase
-from tfgptj.compiled import set_whole
+from tfgptj.backbone import TFGPTJModel
 from tfgptj.config import GPTJConfig
-from tfgptj.errors import ConfigError, InputError
+from tfgptj.errors import ConfigError
+from tfgptj.fused import Product
 from tfgptj.generative import Generative
+from tfgptj.head import GPTJHead
 from tfgptj.inputs import split_labels
-from tfgptj.losses import IGNORE_INDEX, PerReplica, causal_lm_loss, classification_loss, question_answering_loss
+from tfgptj.language_loss import LanguageLoss
+from tfgptj.losses import (
+    classification_count,
+    classification_loss,
+    count,
+    positions_in_text,
+    question_answering_loss,
+)
 from tfgptj.products import project
 from tfgptj.projection import Projection
-
-
-class GPTJHead(GPTJBase):
-    """A model with a head and a loss of its own.
-
-    `compile()` without a loss takes the head's. Labels come as `y`, or as `labels` (`start_positions` and
-    `end_positions`) in the dict of inputs. A loss given to `compile` is used as in every Keras model.
-    """
-
-    transformer: TFGPTJModel
-
-    def _compose(self, transformer: TFGPTJModel, kwargs: dict[str, Any], **results: Any) -> None:
-        """Finish the functional model: the transformer's inputs, these results, and the extras asked for."""
-        extras = transformer.output if isinstance(transformer.output, dict) else {}
-        outputs = with_extras(
-            transformer.config,
-            hidden_states=extras.get("hidden_states"),
-            attentions=extras.get("attentions"),
-            **results,
-        )
-        super().__init__(inputs=transformer.input, outputs=outputs, **kwargs)
-        self.config = transformer.config
-        self.dtype_policy = transformer.dtype_policy
-        self.transformer = transformer
-        set_whole(transformer, self)
-
-    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
-        """The head's own loss, a float32 scalar."""
-        raise InputError(f"{type(self).__name__} has no loss of its own")
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        y = self._labels(x, y)
-        if self.loss is not None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        loss = self.head_loss(y, y_pred, sample_weight)
-        return PerReplica()(loss, loss + sum(self.losses) if self.losses else loss)
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        return super().compute_metrics(x, self._labels(x, y), y_pred, sample_weight)
-
-    def _labels(self, x: Any, y: Any) -> Any:
-        if y is not None:
-            return y
-        labels = split_labels(x)[1]
-        if not labels:
-            raise InputError("no labels: give them as y, or in the inputs' dict as labels (or start_/end_positions)")
-        return labels.get("labels", labels)
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
@@ -96,6 +54,17 @@ class LMHead(ConfiguredLayer):
         else:
             self.bias = self.add_weight(name="bias", shape=(self.config.vocab_size,), initializer="zeros")
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the matrix is one of few bits, whose products are Keras's own."""
+        return (self.dense if self.tied is None else self.tied).quantization_mode is not None
+
+    def products(self, x: Any, training: bool) -> tuple[list[Product], Any]:
+        """What the logits of hidden states [N, D] are the sum of; the last of it is the bias [V]. Not if quantized."""
+        if self.tied is None:
+            return self.dense.products(x, training), self.dense.bias
+        return [Product(x, self.tied.embeddings, transposed=True, trained=self.tied.trainable)], self.bias
+
     def call(self, x: Any, training: bool | None = None) -> Any:
         if self.tied is None:
             logits = self.dense(x, training=training)
@@ -111,7 +80,7 @@ def head_dense(config: GPTJConfig, units: int, *, use_bias: bool, name: str, dty
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
-class TFGPTJForCausalLM(Generative, GPTJHead):
+class TFGPTJForCausalLM(Generative, LanguageLoss, GPTJHead):
     """GPT-J with a language-model head: the next token's logits at every position.
 
     Args, call arguments and errors: as :class:`tfgptj.backbone.TFGPTJModel`.
@@ -137,21 +106,6 @@ class TFGPTJForCausalLM(Generative, GPTJHead):
         head = LMHead(config, transformer.embedding.wte, dtype=transformer.dtype_policy, name="lm_head")
         self._compose(transformer, kwargs, logits=head(transformer.last_hidden_state))
         self.lm_head = head
-
-    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
-        return causal_lm_loss(labels, outputs["logits"] if isinstance(outputs, dict) else outputs, sample_weight)
-
-    def _labels(self, x: Any, y: Any) -> Any:
-        inputs, labels = split_labels(x)
-        if y is not None or labels or inputs["input_ids"] is None:
-            return super()._labels(x, y)
-        ids, segments = inputs["input_ids"], inputs["segment_ids"]
-        if inputs["attention_mask"] is not None:
-            ids = ops.where(inputs["attention_mask"] != 0, ids, IGNORE_INDEX)
-        if segments is not None:  # a segment's first token follows nothing that can be seen
-            begins = ops.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-            ids = ops.where(begins, IGNORE_INDEX, ids)
-        return ids
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
@@ -212,9 +166,12 @@ class TFGPTJForSequenceClassification(GPTJHead):
         self._compose(transformer, kwargs, logits=ops.cast(score(last), "float32"))
         self.score = score
 
-    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
+    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None, counted: Any = None) -> Any:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-        return classification_loss(labels, logits, self.config.problem_type, sample_weight)
+        return classification_loss(labels, logits, self.config.problem_type, sample_weight, counted)
+
+    def count_labels(self, y: Any, x: Any) -> Any:
+        return classification_count(y, self.config.num_labels, self.config.problem_type)
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
@@ -244,5 +201,10 @@ class TFGPTJForQuestionAnswering(GPTJHead):
         self._compose(transformer, kwargs, start_logits=logits[:, :, 0], end_logits=logits[:, :, 1])
         self.qa_outputs = qa_outputs
 
-    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
-        return question_answering_loss(labels, outputs, sample_weight)
+    def head_loss(self, labels: Any, outputs: Any, sample_weight: Any = None, counted: Any = None) -> Any:
+        return question_answering_loss(labels, outputs, sample_weight, counted)
+
+    def count_labels(self, y: Any, x: Any) -> Any:
+        inputs = split_labels(x)[0]
+        text = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
+        return ops.stack([count(labels) for labels in positions_in_text(y, ops.shape(text)[1])])

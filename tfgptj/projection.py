@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj.errors import InputError
+from tfgptj.fused import Product
 from tfgptj.products import project
 
 # What Keras keeps of a kernel, the latter two where it is quantized; and of adapters.
@@ -47,13 +48,8 @@ class Projection(keras.layers.Dense):
         self._add_kernel((self.units, input_shape[-1]))
         self.bias = None
         if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(self.units,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
+            options = {"regularizer": self.bias_regularizer, "constraint": self.bias_constraint}
+            self.bias = self.add_weight((self.units,), self.bias_initializer, name="bias", **options)
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
         self.built = True
         if self.lora_rank:
@@ -182,6 +178,12 @@ class Projection(keras.layers.Dense):
             x = ops.add(x, self._adapt(self._drop(inputs, training)))
         return x if self.bias is None else ops.add(x, self.bias)
 
+    def products(self, x: Any, training: bool) -> list[Product]:
+        """What outputs for inputs [N, D] are the sum of, beside the bias; not of a quantized layer."""
+        self._check_training(training)
+        base = Product(x, self._kernel, transposed=True, trained=self._kernel.trainable)
+        return [base, Product(self._thin(self._drop(x, training)), self.lora_kernel_b)] if self.lora_enabled else [base]
+
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
         """As Keras's, with dropout of what the adapters see."""
         self._check_training(training)
@@ -233,8 +235,10 @@ class Projection(keras.layers.Dense):
 
     def _adapt(self, x: Any) -> Any:
         """(alpha / rank) (x A) B in the compute dtype."""
-        a, b = ops.cast(self.lora_kernel_a, self.compute_dtype), ops.cast(self.lora_kernel_b, self.compute_dtype)
-        return ops.matmul(ops.matmul(x, a) * self._scale, b)
+        return ops.matmul(self._thin(x), ops.cast(self.lora_kernel_b, self.compute_dtype))
+
+    def _thin(self, x: Any) -> Any:
+        return ops.matmul(x, ops.cast(self.lora_kernel_a, self.compute_dtype)) * self._scale
 
     def _drop(self, x: Any, training: bool | None) -> Any:
         if not self.lora_dropout or not training:
