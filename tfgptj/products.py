@@ -27,7 +27,7 @@ def project(x: Any, matrix: Any, training: bool | None = None) -> Any:
     outputs, inputs = matrix.shape
     rows = ops.reshape(x, (-1, inputs))
     if keras.backend.backend() == "tensorflow":
-        rows = _product_for_tensorflow(rows, matrix, training, single=x.shape[-2] == 1)
+        rows = _product_for_tensorflow(rows, matrix, training)
     else:
         rows = ops.matmul(rows, ops.transpose(matrix))  # a view, or a part of the product
     return ops.reshape(rows, (*leading(x), outputs))
@@ -42,13 +42,22 @@ def leading(x: Any) -> tuple[Any, ...]:
     return (-1, *ops.shape(x)[1:-1])
 
 
-def _product_for_tensorflow(rows: Any, matrix: Any, training: bool | None, single: bool) -> Any:
+def _product_for_tensorflow(rows: Any, matrix: Any, training: bool | None) -> Any:
     import tensorflow as tf
 
     matrix = tf.convert_to_tensor(matrix)
     if training or matrix.dtype != tf.float32:
         return tf.matmul(rows, matrix, transpose_b=True)
-    # In float32 `tf.matmul` reorders such a matrix at every call; in training it pays all the same.
-    if single:
+
+    # In float32 `tf.matmul` is at the memory's limit for one row, and for more of them far from it: it then reorders
+    # the matrix at every call. `tf.einsum` does not; in training that brings nothing.
+    def of_one() -> Any:
         return tf.transpose(tf.matmul(matrix, tf.transpose(rows)))
-    return tf.einsum("MK,NK->MN", rows, matrix)
+
+    def of_several() -> Any:
+        return tf.transpose(tf.einsum("NK,BK->NB", matrix, rows))
+
+    count = rows.shape[0]
+    if count is None:
+        return tf.cond(tf.shape(rows)[0] == 1, of_one, of_several)
+    return of_one() if count == 1 else of_several()
