@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tfgptj.config import GPTJConfig
-from tfgptj.generation import loop
-from tfgptj.generation.casting import weights_cast
+from tfgptj.generation import loop, memory
+from tfgptj.generation.casting import cast_bytes, weights_cast
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
@@ -76,3 +76,14 @@ def test_nothing_is_cast_within_the_loop(dtype: str, inside: bool) -> None:
     bodies = program.get_concrete_function().graph.as_graph_def().library.function
     reads = [node for body in bodies for node in body.node_def if node.op == "ReadVariableOp" and "q_proj" in node.name]
     assert bool(reads) is inside
+
+
+def test_the_copies_are_counted_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = []
+    monkeypatch.setattr(memory, "check_memory", lambda amount, *_: needed.append(amount))
+    mixed, narrow = new_model(), new_model(dtype="bfloat16")
+    for model in (mixed, narrow):
+        model.generate(PROMPT, max_new_tokens=1)
+    matrices = sum(int(np.prod(v.shape)) for v in mixed.variables if len(v.shape) == 2)
+    assert (cast_bytes(mixed), cast_bytes(narrow)) == (2 * matrices, 0)
+    assert needed[0] - needed[1] == 2 * matrices

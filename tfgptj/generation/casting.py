@@ -6,6 +6,7 @@ costs several times what the step itself does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,12 +24,7 @@ def weights_cast(model: TFGPTJForCausalLM) -> Iterator[None]:
     The casts stand where this is entered: before a loop, if that is traced within. They take memory for a second copy
     of the matrices, in the smaller dtype, as long as the program runs. Nothing happens to models of one dtype.
     """
-    cast = {
-        id(matrix): ops.cast(matrix, layer.compute_dtype)
-        for layer in _dense_layers(model)
-        for matrix in layer.variables
-        if layer.quantization_mode is None and len(matrix.shape) == 2 and matrix.dtype != layer.compute_dtype
-    }
+    cast = {id(matrix): ops.cast(matrix, dtype) for matrix, dtype in _to_cast(model)}
     if not cast:
         yield
         return
@@ -39,6 +35,26 @@ def weights_cast(model: TFGPTJForCausalLM) -> Iterator[None]:
     scope.state_mapping.update(cast)
     with scope:
         yield
+
+
+def cast_bytes(model: TFGPTJForCausalLM) -> int:
+    """Bytes of the copies that :func:`weights_cast` makes.
+
+    >>> from tfgptj import GPTJConfig
+    >>> cast_bytes(TFGPTJForCausalLM(GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, rotary_dim=4)))
+    0
+    """
+    return sum(math.prod(matrix.shape) * (4 if dtype == "float32" else 2) for matrix, dtype in _to_cast(model))
+
+
+def _to_cast(model: TFGPTJForCausalLM) -> list[tuple[Any, str]]:
+    """The matrices that are not of the dtype that their layers compute in, and that dtype."""
+    return [
+        (matrix, layer.compute_dtype)
+        for layer in _dense_layers(model)
+        for matrix in layer.variables
+        if layer.quantization_mode is None and len(matrix.shape) == 2 and matrix.dtype != layer.compute_dtype
+    ]
 
 
 def _dense_layers(model: TFGPTJForCausalLM) -> list[Any]:

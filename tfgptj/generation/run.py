@@ -13,6 +13,7 @@ from keras import ops
 
 from tfgptj.errors import GenerationError, NonFiniteLogitsError
 from tfgptj.generation import caches, loop, memory, prefix_cache, prompts, reading, stepping
+from tfgptj.generation.casting import cast_bytes
 from tfgptj.generation.chain import build_chain
 from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.config import GenerationConfig
@@ -284,7 +285,7 @@ class Run:
         rows = len(self.prompt.ids) * (1 + self.plan.guided)
         prompt, room = self._size(self.prompt.longest), self._size(self.room + self.spare)
         slots = self._slots(room)
-        needed = self._beside(rows, prompt, room)
+        needed = self._beside(rows, prompt, room) + cast_bytes(self.model)
         # An assistant reads the prompt whole.
         reads = [(self.model, None if self.reading.whole else self.reading.width), (self.extras.assistant, None)]
         for model, queries in reads:
