@@ -12,6 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
+_MANY = 256  # rows from which the transpose of the result costs more than it brings
+
 
 def project(x: Any, matrix: Any, training: bool | None = None) -> Any:
     """Multiply the last dimension of x with a matrix.
@@ -54,10 +56,14 @@ def _product_for_tensorflow(rows: Any, matrix: Any, training: bool | None) -> An
     def of_one() -> Any:
         return tf.transpose(tf.matmul(matrix, tf.transpose(rows)))
 
-    def of_several() -> Any:
+    def of_some() -> Any:
         return tf.transpose(tf.einsum("NK,BK->NB", matrix, rows))
 
+    def of_many() -> Any:
+        return tf.einsum("BK,NK->BN", rows, matrix)
+
     count = rows.shape[0]
-    if count is None:
-        return tf.cond(tf.shape(rows)[0] == 1, of_one, of_several)
-    return of_one() if count == 1 else of_several()
+    if count is not None:
+        return (of_one if count == 1 else of_some if count < _MANY else of_many)()
+    count = tf.shape(rows)[0]
+    return tf.case([(count == 1, of_one), (count < _MANY, of_some)], default=of_many)
