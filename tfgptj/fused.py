@@ -86,7 +86,8 @@ def fused_cross_entropy(
 
         return result, gradient
 
-    tensors = [ops.convert_to_tensor(t) for t in (bias, *(p.x for p in products), *(p.kernel for p in products))]
+    # The casts change nothing: they make tensors of variables, which TensorFlow wants here.
+    tensors = [ops.cast(t, t.dtype) for t in (bias, *(p.x for p in products), *(p.kernel for p in products))]
     args = (ops.convert_to_tensor(labels), ops.stop_gradient(ops.convert_to_tensor(weights)), *tensors)
     return ops.custom_gradient(sums_and_gradient)(*args) if with_gradients else sums(*args)[0]
 
