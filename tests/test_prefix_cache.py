@@ -307,7 +307,7 @@ def test_no_more_programs_than_needed() -> None:
 
 def assign(model: TFGPTJForCausalLM) -> None:
     kernel = model.transformer.blocks[0].attn.k_proj.kernel
-    kernel.assign(ops.convert_to_numpy(kernel) + np.eye(24, dtype="float32"))
+    kernel.assign(-5 * ops.convert_to_numpy(kernel))
 
 
 def set_weights(model: TFGPTJForCausalLM) -> None:
