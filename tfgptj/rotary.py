@@ -34,8 +34,8 @@ class RotaryEmbedding(keras.layers.Layer):
         over a few hundred would be wrong. Both dimensions of a pair have its angle; the first one's sine is negated.
 
     >>> sin, cos = RotaryEmbedding(4)(np.array([[0, 1]]))
-    >>> ops.convert_to_numpy(cos)[0, :, 0, :].round(4).tolist()
-    [[1.0, 1.0, 1.0, 1.0], [0.5403000116348267, 0.5403000116348267, 0.9998999834060669, 0.9998999834060669]]
+    >>> [[f"{angle:.3f}" for angle in position] for position in ops.convert_to_numpy(cos)[0, :, 0, :]]
+    [['1.000', '1.000', '1.000', '1.000'], ['0.540', '0.540', '1.000', '1.000']]
     """
 
     def __init__(self, rotary_dim: int, **kwargs: Any) -> None:
