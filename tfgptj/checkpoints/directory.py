@@ -58,6 +58,9 @@ TOKENIZER_FILES = (
 # LoRA adapters lie in a directory of their own, as the PEFT library writes them.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
+# What tells of a model that was converted for LiteRT; see `tfgptj.litert.layout`.
+LITERT = "litert.json"
+
 # The files of which the first that is there counts. A whole file comes before an index of shards.
 HEADS = tuple(name for form in FORMATS.values() for name in (form.whole, form.index))
 
