@@ -19,7 +19,6 @@ from tfgptj.generation.functions import Functions
 from tfgptj.generation.results import Records
 from tfgptj.heads import TFGPTJForCausalLM
 
-
 # What works on logits and tokens alone, not with the model.
 WITHOUT_MODEL = ("part", "pick")
 

@@ -3,8 +3,8 @@
     x ─ ln_1 ─┬─ q, k, v ─────────── attention ─┐
               └─ fc_in ─ activation ────────────┴─ out_proj + fc_out + x
 
-The first graph of a block is what stands left of its attention, the second what stands right of it. Attention is
-computed outside of them: its matrices are the cache, which grows.
+The first graph of a block is what stands left of its attention, the second what stands right of it. Attention
+has no weights, and the same graph in all blocks; for a few tokens it is computed without a graph, see `attention.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfgptj.config import GPTJConfig
-from tfgptj.litert.graph import Graph, Rows
+from tfgptj.litert.graph import Graph, Tensor
 from tfgptj.litert.quantization import Matrix
 
 # Activations that are an operator of the graph, and whether it is GELU by the hyperbolic tangent. Others are computed
@@ -34,7 +34,7 @@ Weights = Mapping[str, np.ndarray]
 Matrices = Mapping[str, Matrix]
 
 
-def inner_graph(config: GPTJConfig, matrices: Matrices, vectors: Weights) -> tuple[Graph, list[Rows]]:
+def inner_graph(config: GPTJConfig, matrices: Matrices, vectors: Weights) -> tuple[Graph, list[Tensor]]:
     """Of x [rows, D] the queries, keys and values in one [rows, 3 D], and the feed-forward layer's middle [rows, F].
 
     Args:
@@ -43,7 +43,7 @@ def inner_graph(config: GPTJConfig, matrices: Matrices, vectors: Weights) -> tup
         vectors: `ln_1.gamma`, `ln_1.beta` [D] and `mlp.fc_in.bias` [F].
     """
     graph = Graph()
-    x = graph.input("x", config.n_embd)
+    x = graph.input("x", -1, config.n_embd)
     x = graph.normalised(x, vectors["ln_1.gamma"], vectors["ln_1.beta"], config.layer_norm_epsilon)
     projected = graph.product("qkv", x, matrices["qkv"])
     middle = graph.product("fc_in", x, matrices["fc_in"], vectors["mlp.fc_in.bias"])
@@ -52,7 +52,7 @@ def inner_graph(config: GPTJConfig, matrices: Matrices, vectors: Weights) -> tup
     return graph, [projected, middle]
 
 
-def outer_graph(config: GPTJConfig, matrices: Matrices, vectors: Weights) -> tuple[Graph, list[Rows]]:
+def outer_graph(config: GPTJConfig, matrices: Matrices, vectors: Weights) -> tuple[Graph, list[Tensor]]:
     """Of x [rows, D], the mixed values [rows, D] and the middle [rows, F] the block's output [rows, D].
 
     Args:
@@ -61,14 +61,24 @@ def outer_graph(config: GPTJConfig, matrices: Matrices, vectors: Weights) -> tup
         vectors: `mlp.fc_out.bias` [D].
     """
     graph = Graph()
-    x, mixed = graph.input("x", config.n_embd), graph.input("mixed", config.n_embd)
-    middle = graph.input("middle", config.inner_dim)
+    x, mixed = graph.input("x", -1, config.n_embd), graph.input("mixed", -1, config.n_embd)
+    middle = graph.input("middle", -1, config.inner_dim)
     attended = graph.product("out_proj", mixed, matrices["out_proj"])
     fed = graph.product("fc_out", middle, matrices["fc_out"], vectors["mlp.fc_out.bias"])
     return graph, [graph.add(graph.add(x, attended), fed)]
 
 
-def head_graph(config: GPTJConfig, matrix: Matrix, bias: np.ndarray) -> tuple[Graph, list[Rows]]:
+def head_graph(config: GPTJConfig, matrix: Matrix, bias: np.ndarray) -> tuple[Graph, list[Tensor]]:
     """Of last hidden states [rows, D] the logits [rows, V]; the matrix is [V, D]."""
     graph = Graph()
-    return graph, [graph.product("head", graph.input("x", config.n_embd), matrix, bias)]
+    return graph, [graph.product("head", graph.input("x", -1, config.n_embd), matrix, bias)]
+
+
+def attention_graph(config: GPTJConfig) -> tuple[Graph, list[Tensor]]:
+    """Of queries [B, N, T, H], keys and values [B, N, S, H], and what is added to the scores, [B, 1, T, S]:
+    the mixed values [B, N, T, H]. Queries are scaled already."""
+    graph, heads, width = Graph(), config.n_head, config.head_dim
+    query = graph.input("query", -1, heads, -1, width)
+    key, value = graph.input("key", -1, heads, -1, width), graph.input("value", -1, heads, -1, width)
+    scores = graph.add(graph.scores(query, key), graph.input("mask", -1, 1, -1, -1))
+    return graph, [graph.mixed(graph.softmax(scores), value)]

@@ -16,11 +16,10 @@ from tfgptj.checkpoints.mapping import Entry, plan
 from tfgptj.checkpoints.safetensors import write_safetensors
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from tfgptj.checkpoints.write import Progress
-from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, ConfigError
 from tfgptj.files import json_bytes, replaced_file, staging_directory, sync_directory
 from tfgptj.litert import blocks
-from tfgptj.litert.layout import BITS, BLOCK_SIZES, HEAD, OUTSIDE, Layout, block_files
+from tfgptj.litert.layout import ATTENTION, BITS, BLOCK_SIZES, HEAD, OUTSIDE, Layout, block_files
 from tfgptj.litert.quantization import Matrix, quantized
 
 
@@ -43,8 +42,8 @@ def convert(
         source: a directory, the name of a packaged model, or a Hub id.
         destination: the directory to write, which must not exist or be empty.
         bits: of each number of the blocks' matrices: 8, 4, or 32 for float32.
-        block_size: with 4 bits, inputs that share a scale: 32, 64 or 128; None for one scale for each output, which is
-            faster and far less accurate.
+        block_size: with 4 bits, inputs that share a scale: 32, 64, 128; or 0 for one scale for each output, which reads
+            prompts faster and is less accurate. None for 32.
         head_bits: of the LM head's matrix; None for 8, or 32 where `bits` is.
         weights: which files to read, where there are several formats.
         progress: called with the bytes that are read and those that there will be.
@@ -58,6 +57,7 @@ def convert(
     destination = Path(destination)
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise CheckpointError(f"{destination}: there is something already; choose another directory")
+    block_size = 32 if block_size is None and bits == 4 else block_size or None
     head_bits = min(max(bits, 8), 32) if head_bits is None else head_bits
     with stored_weights(source, weights, **hub_options) as stored:
         _check(stored, bits, block_size, head_bits)
@@ -86,8 +86,8 @@ def _check(stored: StoredWeights, bits: int, block_size: int | None, head_bits: 
     if block_size is not None and (block_size not in BLOCK_SIZES or bits != 4):
         raise ConfigError(f"block_size must be one of {BLOCK_SIZES}, and belongs to 4 bits; got {block_size!r}")
     for width in (config.n_embd, config.inner_dim):
-        if width % (block_size or 2):
-            raise ConfigError(f"block_size={block_size} does not divide {width}: choose a smaller one, or 8 bits")
+        if bits == 4 and width % (block_size or 2):
+            raise ConfigError(f"block_size={block_size or 0} does not divide {width}: choose another one, or 8 bits")
     if config.activation_function in ("prelu", "xielu"):
         raise ConfigError(
             f"activation_function {config.activation_function!r} has weights of its own, which no graph has room for"
@@ -107,6 +107,8 @@ class _Conversion:
         """Write all files, the one that tells of the others at the end."""
         for layer in range(self.config.n_layer):
             self._write_block(layer, lambda matrix: quantized(matrix, bits, block_size))
+        graph, outputs = blocks.attention_graph(self.config)
+        graph.write(self.directory / ATTENTION, outputs)
         self._write_outside()
         self._write_head(head_bits)
         files = {path.name: _facts(path) for path in sorted(self.directory.iterdir())}
@@ -151,7 +153,9 @@ class _Conversion:
     def _floats(self, names: list[str]) -> Any:
         """Weights in float32, one after the other."""
         entries = [self.entries[name] for name in names]
-        return self._values([(entry, TensorSpec(entry.variable, entry.shape, np.dtype("float32"))) for entry in entries])
+        return self._values(
+            [(entry, TensorSpec(entry.variable, entry.shape, np.dtype("float32"))) for entry in entries]
+        )
 
     def _values(self, wanted: list[tuple[Entry, TensorSpec]]) -> Any:
         values = self.stored.values([(entry, spec, False) for entry, spec in wanted])

@@ -10,6 +10,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from tfgptj.errors import CheckpointFormatError
 
+Shape = tuple[int, ...]  # -1 for sizes that are chosen when a graph runs
+
 
 class Program:
     """One graph in an interpreter of its own, which keeps its weights in the order that the kernels want.
@@ -17,35 +19,35 @@ class Program:
     Args:
         path: the file.
         threads: that it may take.
-        inputs, outputs: widths of the rows that it takes and gives, in their order.
+        inputs, outputs: shapes of what it takes and gives, in their order.
 
     Raises:
         CheckpointFormatError: if LiteRT cannot read the file, or it is another graph.
     """
 
-    def __init__(self, path: Path, threads: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, threads: int, inputs: tuple[Shape, ...], outputs: tuple[Shape, ...]) -> None:
         try:
             self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise CheckpointFormatError(f"{path}: LiteRT cannot run it: {str(error)[:300]}") from error
-        found = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        widths = tuple(tuple(int(each["shape"][-1]) for each in details) for details in found)
-        if widths != (inputs, outputs):
+        details = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        found = tuple(tuple(tuple(each["shape_signature"].tolist()) for each in side) for side in details)
+        if found != (inputs, outputs):
             raise CheckpointFormatError(
-                f"{path}: takes and gives rows of {widths} numbers, and the configuration calls for {(inputs, outputs)}"
+                f"{path}: takes and gives {found}, and the configuration calls for {(inputs, outputs)}"
             )
-        self._inputs, self._outputs = ([each["index"] for each in details] for details in found)
-        self._rows = 1
+        self._inputs, self._outputs = ([each["index"] for each in side] for side in details)
+        self._shapes: list[Shape] = []
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Run the graph on arrays [rows, width] in the order of its inputs; the outputs are copies."""
-        interpreter, rows = self._interpreter, len(arrays[0])
-        if rows != self._rows:
-            for index, array in zip(self._inputs, arrays, strict=True):
-                interpreter.resize_tensor_input(index, array.shape)
+        """Run the graph on float32 arrays in the order of its inputs; the outputs are copies."""
+        interpreter, shapes = self._interpreter, [array.shape for array in arrays]
+        if shapes != self._shapes:
+            for index, shape in zip(self._inputs, shapes, strict=True):
+                interpreter.resize_tensor_input(index, shape)
             interpreter.allocate_tensors()
-            self._rows = rows
+            self._shapes = shapes
         for index, array in zip(self._inputs, arrays, strict=True):
             interpreter.tensor(index)()[:] = array  # a view; none may be left when it runs
         interpreter.invoke()

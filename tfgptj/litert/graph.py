@@ -1,6 +1,6 @@
 """A LiteRT graph put together operator by operator, and written with its weights behind it.
 
-Each graph works on rows of numbers: tensors [rows, width] whose number of rows is chosen when it runs. The schema's own
+Most graphs work on rows of numbers: tensors [rows, width] whose number of rows is chosen when it runs. The schema's own
 classes, which come with LiteRT, write the file's head. The weights follow it at offsets that the head tells, so that
 they go to disk as they are.
 
@@ -26,21 +26,20 @@ _KINDS = {"float32": schema.TensorType.FLOAT32, "float16": schema.TensorType.FLO
 _OPERATORS, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
 
 
-class Rows(NamedTuple):
-    """A tensor [rows, width] of a graph, by its number."""
+class Tensor(NamedTuple):
+    """A tensor of a graph, by its number; -1 stands for sizes that are chosen when it runs."""
 
     index: int
-    width: int
+    shape: tuple[int, ...]
 
 
 class Graph:
     """Operators in the order in which they run.
 
     >>> graph = Graph()
-    >>> x = graph.input("x", 2)
-    >>> y = graph.add(x, x)
-    >>> y.width
-    2
+    >>> x = graph.input("x", -1, 2)
+    >>> graph.add(x, x).shape
+    (-1, 2)
     """
 
     def __init__(self) -> None:
@@ -50,44 +49,58 @@ class Graph:
         self._inputs: list[int] = []
         self._values: list[np.ndarray] = []  # of the constants, in the order of their buffers
 
-    def input(self, name: str, width: int) -> Rows:
+    def input(self, name: str, *shape: int) -> Tensor:
         """What the graph is given."""
-        rows = self._rows(name, width)
-        self._inputs.append(rows.index)
-        return rows
+        tensor = self._float(name, shape)
+        self._inputs.append(tensor.index)
+        return tensor
 
-    def product(self, name: str, x: Rows, matrix: Matrix, bias: np.ndarray | None = None) -> Rows:
-        """x Wᵀ + b: the matrix is [out, in], the bias float32 [out]."""
-        width = len(matrix.values)
+    def product(self, name: str, x: Tensor, matrix: Matrix, bias: np.ndarray | None = None) -> Tensor:
+        """x Wᵀ + b: x is [rows, in], the matrix [out, in], the bias float32 [out]."""
+        shape = (-1, len(matrix.values))
         options = schema.FullyConnectedOptionsT()
         options.asymmetricQuantizeInputs = False
         constants = [self._matrix(name, matrix), -1 if bias is None else self._constant(f"{name}_bias", bias)]
-        return self._operator("FULLY_CONNECTED", 9, name, [x.index, *constants], width, options)
+        return self._operator("FULLY_CONNECTED", 9, name, [x.index, *constants], shape, options)
 
-    def add(self, x: Rows, y: Rows) -> Rows:
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Their sum."""
-        return self._operator("ADD", 1, "sum", [x.index, y.index], x.width, schema.AddOptionsT())
+        return self._operator("ADD", 1, "sum", [x.index, y.index], x.shape, schema.AddOptionsT())
 
-    def gelu(self, x: Rows, approximate: bool) -> Rows:
+    def gelu(self, x: Tensor, approximate: bool) -> Tensor:
         """GELU, exact or by the hyperbolic tangent."""
         options = schema.GeluOptionsT()
         options.approximate = approximate
-        return self._operator("GELU", 1, "gelu", [x.index], x.width, options)
+        return self._operator("GELU", 1, "gelu", [x.index], x.shape, options)
 
-    def normalised(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> Rows:
+    def normalised(self, x: Tensor, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> Tensor:
         """The layer normalisation of each row."""
-        centred = self._operator("SUB", 1, "centred", [x.index, self._mean(x).index], x.width, schema.SubOptionsT())
+        centred = self._operator("SUB", 1, "centred", [x.index, self._mean(x).index], x.shape, schema.SubOptionsT())
         variance = self._mean(self._times(centred, centred.index))
         spread = self._operator(
-            "ADD", 1, "variance", [variance.index, self._row("epsilon", [epsilon])], 1, schema.AddOptionsT()
+            "ADD", 1, "variance", [variance.index, self._row("epsilon", [epsilon])], (-1, 1), schema.AddOptionsT()
         )
-        inverse = self._operator("RSQRT", 1, "inverse", [spread.index], 1, None)
+        inverse = self._operator("RSQRT", 1, "inverse", [spread.index], (-1, 1), None)
         scaled = self._times(self._times(centred, inverse.index), self._row("gamma", gamma))
         return self._operator(
-            "ADD", 1, "normalised", [scaled.index, self._row("beta", beta)], x.width, schema.AddOptionsT()
+            "ADD", 1, "normalised", [scaled.index, self._row("beta", beta)], x.shape, schema.AddOptionsT()
         )
 
-    def write(self, path: str | os.PathLike[str], outputs: list[Rows]) -> None:
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Of [B, N, T, H] and [B, N, S, H] the products of each with each, [B, N, T, S]."""
+        return self._batch_product(query, key, (*query.shape[:3], key.shape[2]), turned=True)
+
+    def mixed(self, weights: Tensor, value: Tensor) -> Tensor:
+        """Of [B, N, T, S] and [B, N, S, H] the sums [B, N, T, H]."""
+        return self._batch_product(weights, value, (*weights.shape[:3], value.shape[3]), turned=False)
+
+    def softmax(self, x: Tensor) -> Tensor:
+        """Over the last dimension."""
+        options = schema.SoftmaxOptionsT()
+        options.beta = 1.0
+        return self._operator("SOFTMAX", 1, "softmax", [x.index], x.shape, options)
+
+    def write(self, path: str | os.PathLike[str], outputs: list[Tensor]) -> None:
         """Write the file; an old one of that name is replaced in one step.
 
         Raises:
@@ -106,31 +119,38 @@ class Graph:
                 file.write(value.reshape(-1).view(np.uint8).data)
             file.truncate(start)
 
-    def _mean(self, x: Rows) -> Rows:
+    def _batch_product(self, x: Tensor, y: Tensor, shape: tuple[int, ...], turned: bool) -> Tensor:
+        options = schema.BatchMatMulOptionsT()
+        options.adjX, options.adjY = False, turned
+        return self._operator("BATCH_MATMUL", 1, "batch_product", [x.index, y.index], shape, options)
+
+    def _mean(self, x: Tensor) -> Tensor:
         options = schema.ReducerOptionsT()
         options.keepDims = True
         axes = self._constant("axes", np.array([1], "int32"))
-        return self._operator("MEAN", 2, "mean", [x.index, axes], 1, options)
+        return self._operator("MEAN", 2, "mean", [x.index, axes], (-1, 1), options)
 
-    def _times(self, x: Rows, factor: int) -> Rows:
-        return self._operator("MUL", 1, "product", [x.index, factor], x.width, schema.MulOptionsT())
+    def _times(self, x: Tensor, factor: int) -> Tensor:
+        return self._operator("MUL", 1, "product", [x.index, factor], x.shape, schema.MulOptionsT())
 
-    def _operator(self, name: str, version: int, result: str, inputs: list[int], width: int, options: Any) -> Rows:
+    def _operator(
+        self, name: str, version: int, result: str, inputs: list[int], shape: tuple[int, ...], options: Any
+    ) -> Tensor:
         code = (getattr(_OPERATORS, name), version)
         if code not in self._codes:
             self._codes.append(code)
-        operator, rows = schema.OperatorT(), self._rows(result, width)
-        operator.opcodeIndex, operator.inputs, operator.outputs = self._codes.index(code), inputs, [rows.index]
+        operator, tensor = schema.OperatorT(), self._float(result, shape)
+        operator.opcodeIndex, operator.inputs, operator.outputs = self._codes.index(code), inputs, [tensor.index]
         if options is not None:
             operator.builtinOptions = options
             operator.builtinOptionsType = getattr(_OPTIONS, type(options).__name__.removesuffix("T"))
         self._operators.append(operator)
-        return rows
+        return tensor
 
-    def _rows(self, name: str, width: int) -> Rows:
-        tensor = self._tensor(name, (1, width), schema.TensorType.FLOAT32)
-        tensor.shapeSignature = [-1, width]
-        return Rows(len(self._tensors) - 1, width)
+    def _float(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._tensor(name, tuple(max(size, 1) for size in shape), schema.TensorType.FLOAT32)
+        tensor.shapeSignature = list(shape)
+        return Tensor(len(self._tensors) - 1, shape)
 
     def _row(self, name: str, values: Any) -> int:
         """A constant [1, width]."""
@@ -169,7 +189,7 @@ class Graph:
         tensor.buffer = len(self._values)  # the first buffer is that of tensors without values
         return len(self._tensors) - 1
 
-    def _head(self, outputs: list[Rows], offsets: list[int]) -> bytes:
+    def _head(self, outputs: list[Tensor], offsets: list[int]) -> bytes:
         model, graph = schema.ModelT(), schema.SubGraphT()
         model.version, model.description = 3, "tfgptj"
         model.operatorCodes = [_operator_code(*code) for code in self._codes]
@@ -179,7 +199,7 @@ class Graph:
             buffer.offset, buffer.size = offset, value.nbytes
             model.buffers.append(buffer)
         graph.name, graph.tensors, graph.operators = "main", self._tensors, self._operators
-        graph.inputs, graph.outputs = self._inputs, [rows.index for rows in outputs]
+        graph.inputs, graph.outputs = self._inputs, [tensor.index for tensor in outputs]
         model.subgraphs = [graph]
         builder = flatbuffers.Builder()
         builder.Finish(model.Pack(builder), b"TFL3")

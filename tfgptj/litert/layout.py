@@ -17,7 +17,7 @@ from tfgptj.files import parse_json
 
 VERSION = 1
 
-HEAD, OUTSIDE = "head.tflite", "outside.safetensors"
+ATTENTION, HEAD, OUTSIDE = "attention.tflite", "head.tflite", "outside.safetensors"
 BITS, BLOCK_SIZES = (4, 8, 32), (32, 64, 128)
 
 
@@ -54,8 +54,8 @@ def block_files(layer: int) -> tuple[str, str]:
 
 
 def file_names(layers: int) -> list[str]:
-    """All files that hold weights."""
-    return [name for layer in range(layers) for name in block_files(layer)] + [HEAD, OUTSIDE]
+    """All files that a model is made of."""
+    return [name for layer in range(layers) for name in block_files(layer)] + [ATTENTION, HEAD, OUTSIDE]
 
 
 def read_layout(directory: str | os.PathLike[str], layers: int) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from tfgptj.errors import ConfigError
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.stepping import Shapes, to_numpy
 from tfgptj.generative import Generative
-from tfgptj.litert.attention import Cache, angles, attend, normalised
+from tfgptj.litert.attention import Attention, Cache, normalised, places
 from tfgptj.litert.blocks import GELUS
 from tfgptj.litert.engine import Program, default_threads
-from tfgptj.litert.layout import HEAD, OUTSIDE, Layout, block_files, read_layout
+from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, block_files, read_layout
 
 # Rows that the graphs take at once, and bytes that all blocks may keep for them.
 _MOST_ROWS, _LEAST_ROWS, _ROWS_BYTES = 128, 16, 2**29
@@ -40,14 +41,19 @@ class LiteRTTransformer:
     def __init__(self, directory: Path, config: GPTJConfig, threads: int) -> None:
         self.config = config
         width, middle = config.n_embd, config.inner_dim
+        x, projected, fed = (-1, width), (-1, 3 * width), (-1, middle)
         self._blocks = [
             (
-                Program(directory / inner, threads, (width,), (3 * width, middle)),
-                Program(directory / outer, threads, (width, width, middle), (width,)),
+                Program(directory / inner, threads, (x,), (projected, fed)),
+                Program(directory / outer, threads, (x, x, fed), (x,)),
             )
             for inner, outer in map(block_files, range(config.n_layer))
         ]
+        heads = (-1, config.n_head, -1, config.head_dim)
+        graph = Program(directory / ATTENTION, threads, (heads, heads, heads, (-1, 1, -1, -1)), (heads,))
+        self._attention = Attention(config, graph)
         self._outside = SafetensorsFile(directory / OUTSIDE)
+        weakref.finalize(self, self._outside.close)
         self._norm = self._outside.read("ln_f.weight"), self._outside.read("ln_f.bias")
         name = config.activation_function
         self._activation = None if name in GELUS else activation_layer(name)
@@ -81,7 +87,9 @@ class LiteRTTransformer:
             hidden.append(self._read(ids[:, part], positions[:, part], mask[:, :, part], own, first + start, kept))
             records.append(kept or [])
         if record is not None:
-            record += [np.concatenate(each, axis=2 if i % 2 else 1) for i, each in enumerate(zip(*records, strict=True))]
+            record += [
+                np.concatenate(each, axis=2 if i % 2 else 1) for i, each in enumerate(zip(*records, strict=True))
+            ]
         return np.concatenate(hidden, axis=1), own
 
     def _read(
@@ -96,15 +104,14 @@ class LiteRTTransformer:
         """Last hidden states float32 [B, T, D] of few enough tokens."""
         rows, count = ids.shape
         x = self._embedded(ids.reshape(-1))  # [B · T, D]
-        sin, cos = angles(positions, self.config.rotary_width)
-        seen = np.ascontiguousarray(mask[..., : slot + count])
+        where = places(self.config, positions, mask, slot)
         for (inner, outer), cache in zip(self._blocks, caches, strict=True):
             projected, middle = inner(x)
             if self._activation is not None:
                 middle = to_numpy(self._activation(middle))
             heads = projected.reshape(rows, count, 3, self.config.n_head, self.config.head_dim)
-            mixed, weights = attend(heads, sin, cos, seen, cache, slot)
-            if record is not None:
+            mixed, weights = self._attention(heads, where, cache, record is not None)
+            if record is not None and weights is not None:
                 unseen = mask.shape[-1] - weights.shape[-1]
                 record += [x.reshape(rows, count, -1), np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, unseen)))]
             [x] = outer(x, mixed.reshape(rows * count, -1), middle)
@@ -157,12 +164,10 @@ class LiteRTGPTJForCausalLM(Generative):
         self.shapes = Shapes(self.config)
         threads = threads or default_threads()
         self.transformer = LiteRTTransformer(directory, self.config, threads)
-        self._head = Program(directory / HEAD, threads, (self.config.n_embd,), (self.config.vocab_size,))
+        self._head = Program(directory / HEAD, threads, ((-1, self.config.n_embd),), ((-1, self.config.vocab_size),))
 
     @classmethod
-    def from_pretrained(
-        cls, directory: str | os.PathLike[str], *, threads: int | None = None
-    ) -> LiteRTGPTJForCausalLM:
+    def from_pretrained(cls, directory: str | os.PathLike[str], *, threads: int | None = None) -> LiteRTGPTJForCausalLM:
         """Load a converted model: see the class."""
         return cls(directory, threads=threads)
 
@@ -182,6 +187,13 @@ class LiteRTGPTJForCausalLM(Generative):
     def num_parameters(self) -> int:
         """Number of weights."""
         return self.config.num_parameters("causal_lm")
+
+    def read_per_step(self, rows: int) -> tuple[int, int]:
+        """Parameters that a step of decoding reads at least, and their bytes; of the embedding some rows."""
+        width, size = self.config.n_embd, self.config.vocab_size
+        looked_up = 0 if self.config.tie_word_embeddings else (rows - size) * width
+        bytes_read = sum(said["bytes"] for name, said in self.layout.files.items() if name != OUTSIDE)
+        return self.num_parameters() + looked_up, bytes_read + 4 * rows * width
 
 
 def _writable(cache: Any) -> np.ndarray:
