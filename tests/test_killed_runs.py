@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from conftest import run_python
 from killed_runs import bits, new_model, train
-
-HERE = Path(__file__).parent
 
 
 def test_a_run_that_is_killed_while_it_saves_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    program = [sys.executable, HERE / "killed_runs.py", tmp_path / "killed", "4", "within"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=HERE, env=environment, check=False)
+    done = run_python("killed_runs.py", tmp_path / "killed", "4", "within")
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     half, whole = sorted(path.name for path in (tmp_path / "killed").iterdir())
     assert half.startswith(".tfgptj-") and whole == "step-00000002.safetensors"

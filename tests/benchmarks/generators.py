@@ -9,9 +9,7 @@ beside the checkpoint and once for all. CHECKPOINT is a directory with `config.j
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import shutil
 import tempfile
 import time
@@ -19,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers import memory, processors, serve
+from peers import Peer, processors, serve
 
 
-class Generator:
+class Generator(Peer):
     """A loaded model, and how long it takes to generate: greedy, and never with an end of text.
 
     Args:
@@ -30,7 +28,6 @@ class Generator:
         dtype: of the weights and of the computation.
     """
 
-    packages: tuple[str, ...] = ()  # whose versions are told
     own_format = ""  # what is added to the checkpoint's name for weights in the library's own format
     fewest_tokens: dict[str, int] = {}  # that a mode can add, where it is not 1
 
@@ -69,11 +66,6 @@ class Generator:
     def generate(self, mode: str, ids: Any, new: int) -> Any:
         """Add so many tokens to int [B, P], and return the new ones, int [B, new]."""
         raise NotImplementedError
-
-    def facts(self) -> dict[str, Any]:
-        """What this worker is, in plain values."""
-        names = {name: importlib.metadata.version(name) for name in self.packages}
-        return {"versions": {**names, "python": platform.python_version()}, "threads": processors(), "memory": memory()}
 
     def prompt(self, batch: int, length: int) -> Any:
         """The same random ids in every worker, int64 [B, P]."""
