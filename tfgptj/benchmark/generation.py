@@ -83,7 +83,8 @@ def traffic(model: TFGPTJForCausalLM, settings: Settings) -> Traffic:
     numbers = 2 * config.n_layer * settings.batch_size * slots * config.n_embd
     cache_bytes = numbers * FLOAT_DTYPES[model.compute_dtype].itemsize
     if runs_itself(model):
-        return Traffic(*model.read_per_step(settings.batch_size), cache_bytes)
+        parameters, weight_bytes = model.read_per_step(settings.batch_size)
+        return Traffic(parameters, weight_bytes, cache_bytes)
     table = model.transformer.embedding.wte.embeddings
     read = {variable.path: (variable.shape, variable.dtype) for variable in model.weights}
     if not config.tie_word_embeddings:

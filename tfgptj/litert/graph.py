@@ -29,7 +29,7 @@ _OPERATORS, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
 class Tensor(NamedTuple):
     """A tensor of a graph, by its number; -1 stands for sizes that are chosen when it runs."""
 
-    index: int
+    number: int
     shape: tuple[int, ...]
 
 
@@ -52,7 +52,7 @@ class Graph:
     def input(self, name: str, *shape: int) -> Tensor:
         """What the graph is given."""
         tensor = self._float(name, shape)
-        self._inputs.append(tensor.index)
+        self._inputs.append(tensor.number)
         return tensor
 
     def product(self, name: str, x: Tensor, matrix: Matrix, bias: np.ndarray | None = None) -> Tensor:
@@ -61,29 +61,29 @@ class Graph:
         options = schema.FullyConnectedOptionsT()
         options.asymmetricQuantizeInputs = False
         constants = [self._matrix(name, matrix), -1 if bias is None else self._constant(f"{name}_bias", bias)]
-        return self._operator("FULLY_CONNECTED", 9, name, [x.index, *constants], shape, options)
+        return self._operator("FULLY_CONNECTED", 9, name, [x.number, *constants], shape, options)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """Their sum."""
-        return self._operator("ADD", 1, "sum", [x.index, y.index], x.shape, schema.AddOptionsT())
+        return self._operator("ADD", 1, "sum", [x.number, y.number], x.shape, schema.AddOptionsT())
 
     def gelu(self, x: Tensor, approximate: bool) -> Tensor:
         """GELU, exact or by the hyperbolic tangent."""
         options = schema.GeluOptionsT()
         options.approximate = approximate
-        return self._operator("GELU", 1, "gelu", [x.index], x.shape, options)
+        return self._operator("GELU", 1, "gelu", [x.number], x.shape, options)
 
     def normalised(self, x: Tensor, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> Tensor:
         """The layer normalisation of each row."""
-        centred = self._operator("SUB", 1, "centred", [x.index, self._mean(x).index], x.shape, schema.SubOptionsT())
-        variance = self._mean(self._times(centred, centred.index))
+        centred = self._operator("SUB", 1, "centred", [x.number, self._mean(x).number], x.shape, schema.SubOptionsT())
+        variance = self._mean(self._times(centred, centred.number))
         spread = self._operator(
-            "ADD", 1, "variance", [variance.index, self._row("epsilon", [epsilon])], (-1, 1), schema.AddOptionsT()
+            "ADD", 1, "variance", [variance.number, self._row("epsilon", [epsilon])], (-1, 1), schema.AddOptionsT()
         )
-        inverse = self._operator("RSQRT", 1, "inverse", [spread.index], (-1, 1), None)
-        scaled = self._times(self._times(centred, inverse.index), self._row("gamma", gamma))
+        inverse = self._operator("RSQRT", 1, "inverse", [spread.number], (-1, 1), None)
+        scaled = self._times(self._times(centred, inverse.number), self._row("gamma", gamma))
         return self._operator(
-            "ADD", 1, "normalised", [scaled.index, self._row("beta", beta)], x.shape, schema.AddOptionsT()
+            "ADD", 1, "normalised", [scaled.number, self._row("beta", beta)], x.shape, schema.AddOptionsT()
         )
 
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Graph:
         """Over the last dimension."""
         options = schema.SoftmaxOptionsT()
         options.beta = 1.0
-        return self._operator("SOFTMAX", 1, "softmax", [x.index], x.shape, options)
+        return self._operator("SOFTMAX", 1, "softmax", [x.number], x.shape, options)
 
     def write(self, path: str | os.PathLike[str], outputs: list[Tensor]) -> None:
         """Write the file; an old one of that name is replaced in one step.
@@ -122,16 +122,16 @@ class Graph:
     def _batch_product(self, x: Tensor, y: Tensor, shape: tuple[int, ...], turned: bool) -> Tensor:
         options = schema.BatchMatMulOptionsT()
         options.adjX, options.adjY = False, turned
-        return self._operator("BATCH_MATMUL", 1, "batch_product", [x.index, y.index], shape, options)
+        return self._operator("BATCH_MATMUL", 1, "batch_product", [x.number, y.number], shape, options)
 
     def _mean(self, x: Tensor) -> Tensor:
         options = schema.ReducerOptionsT()
         options.keepDims = True
         axes = self._constant("axes", np.array([1], "int32"))
-        return self._operator("MEAN", 2, "mean", [x.index, axes], (-1, 1), options)
+        return self._operator("MEAN", 2, "mean", [x.number, axes], (-1, 1), options)
 
     def _times(self, x: Tensor, factor: int) -> Tensor:
-        return self._operator("MUL", 1, "product", [x.index, factor], x.shape, schema.MulOptionsT())
+        return self._operator("MUL", 1, "product", [x.number, factor], x.shape, schema.MulOptionsT())
 
     def _operator(
         self, name: str, version: int, result: str, inputs: list[int], shape: tuple[int, ...], options: Any
@@ -140,7 +140,7 @@ class Graph:
         if code not in self._codes:
             self._codes.append(code)
         operator, tensor = schema.OperatorT(), self._float(result, shape)
-        operator.opcodeIndex, operator.inputs, operator.outputs = self._codes.index(code), inputs, [tensor.index]
+        operator.opcodeIndex, operator.inputs, operator.outputs = self._codes.index(code), inputs, [tensor.number]
         if options is not None:
             operator.builtinOptions = options
             operator.builtinOptionsType = getattr(_OPTIONS, type(options).__name__.removesuffix("T"))
@@ -199,7 +199,7 @@ class Graph:
             buffer.offset, buffer.size = offset, value.nbytes
             model.buffers.append(buffer)
         graph.name, graph.tensors, graph.operators = "main", self._tensors, self._operators
-        graph.inputs, graph.outputs = self._inputs, [tensor.index for tensor in outputs]
+        graph.inputs, graph.outputs = self._inputs, [tensor.number for tensor in outputs]
         model.subgraphs = [graph]
         builder = flatbuffers.Builder()
         builder.Finish(model.Pack(builder), b"TFL3")

@@ -103,7 +103,7 @@ def _parsed(path: Path) -> Layout:
             f"{path}: is of format {fields.get('format')!r:.80}, version {fields.get('version')!r:.80}; expected "
             f"'tfgptj-litert', version {VERSION}"
         )
-    files = fields.get("files")
+    files = fields.get("files", {})
     sound = isinstance(files, dict) and all(
         isinstance(said, dict) and isinstance(said.get("bytes"), int) and isinstance(said.get("sha256"), str)
         for said in files.values()

@@ -83,7 +83,8 @@ class LiteRTTransformer:
         width, first = max(self.rows_at_once // rows, 1), int(slot)
         hidden, records = [], []
         for start in range(0, count, width):
-            part, kept = slice(start, start + width), None if record is None else []
+            part = slice(start, start + width)
+            kept: list[Any] | None = None if record is None else []
             hidden.append(self._read(ids[:, part], positions[:, part], mask[:, :, part], own, first + start, kept))
             records.append(kept or [])
         if record is not None:

@@ -35,6 +35,7 @@ class Pipeline:
         InputError: for an unknown option.
     """
 
+    model: Any
     task: ClassVar[str]
     model_class: ClassVar[type[GPTJBase]]
     accepted: ClassVar[type | None] = None  # what a model may be an instance of, where that is not `model_class`
