@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from tfgptj.errors import CheckpointError, CheckpointFormatError, ConfigError, G
 from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.litert.convert import convert
+from tfgptj.litert.engine import Program
+from tfgptj.litert.graph import Graph
 from tfgptj.litert.model import LiteRTGPTJForCausalLM
 from tfgptj.litert.quantization import quantized
 
@@ -154,6 +158,31 @@ def test_two_generations_at_once(converted: Converted) -> None:
         pass
     for run, ids in zip(runs, (IDS, IDS[:, ::-1]), strict=True):
         np.testing.assert_array_equal(run.result(), model.generate(ids, **parameters))
+
+
+def test_two_threads_at_once(converted: Converted) -> None:
+    model = converted(MODEL, bits=32)
+    texts = [np.roll(IDS, shift, axis=1) for shift in range(4)]
+    alone = [forward(model, ids) for ids in texts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: forward(model, texts[i % 4]), range(40)))
+    for i, found in enumerate(together):
+        np.testing.assert_array_equal(found, alone[i % 4])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
+def test_weights_are_in_memory_once(tmp_path: Path) -> None:
+    matrix = quantized(np.random.default_rng(0).standard_normal((4096, 1024)).astype("float32"), 8)
+    graph, path = Graph(), tmp_path / "product.tflite"
+    graph.write(path, [graph.product("w", graph.input("x", -1, 1024), matrix)])
+    program = Program(path, 1, ((-1, 1024),), ((-1, 4096),))
+    resident = 0
+    for text in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        if str(path) in text:
+            resident += int(re.search(r"Rss: +(\d+) kB", text)[1])  # type: ignore[index]
+    assert resident < 1024
+    [found] = program(np.eye(1, 1024, dtype="float32"))
+    np.testing.assert_allclose(found[0], matrix.floats()[:, 0], atol=0.02)
 
 
 def test_it_drafts_for_nobody(converted: Converted) -> None:

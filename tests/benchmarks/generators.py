@@ -308,7 +308,11 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return found, 1e3 * (time.perf_counter() - start)
 
 
-LITERT: dict[str, dict[str, int]] = {"int8": {"bits": 8}, "int4": {"bits": 4}, "int4-wide": {"bits": 4, "block_size": 0}}
+LITERT: dict[str, dict[str, int]] = {
+    "int8": {"bits": 8},
+    "int4": {"bits": 4},
+    "int4-wide": {"bits": 4, "block_size": 0},
+}
 CLASSES = {cls.__name__: cls for cls in (Ours, LiteRT, Bandwidth, HFTensorFlow, HFTorch, CTranslate2, KerasHub)}
 
 

@@ -46,7 +46,9 @@ def main() -> None:
             host.ask("measure", **measure)  # the first one is slower
         rounds = [{name: host.ask("measure", **measure) for name, host in hosts.items()} for _ in range(options.rounds)]
         for name, host in hosts.items():
-            first, decode = (statistics.median(found[name][key] for found in rounds) for key in ("first_token", "decode"))
+            first, decode = (
+                statistics.median(found[name][key] for found in rounds) for key in ("first_token", "decode")
+            )
             peak = host.ask("facts")["memory"]["peak"] / 2**20
             print(f"{name:18} {scenario:>9} {first:9,.1f} ms {decode:10,.2f} ms {peak:9,.0f}", flush=True)
     for host in hosts.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from tfgptj.errors import CheckpointFormatError
+
+_MAPS, _MADV_DONTNEED = Path("/proc/self/maps"), 4
 
 Shape = tuple[int, ...]  # -1 for sizes that are chosen when a graph runs
 
@@ -39,6 +42,7 @@ class Program:
             )
         self._inputs, self._outputs = ([each["index"] for each in side] for side in details)
         self._shapes: list[Shape] = []
+        give_back(path)
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """Run the graph on float32 arrays in the order of its inputs; the outputs are copies."""
@@ -52,6 +56,22 @@ class Program:
             interpreter.tensor(index)()[:] = array  # a view; none may be left when it runs
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in self._outputs]
+
+
+def give_back(path: Path) -> None:
+    """Let go of the pages of a file that LiteRT has mapped, on Linux.
+
+    The kernels have packed the weights in an order of their own, and do not look at the file's again: without this they
+    would be in memory twice. What is looked at nevertheless is read from the file once more.
+    """
+    if not _MAPS.is_file():
+        return
+    library, name = ctypes.CDLL(None), str(path.resolve())
+    for line in _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        fields = line.split(maxsplit=5)  # addresses, permissions, …, file
+        if len(fields) == 6 and fields[5] == name and fields[1].startswith("r--"):  # never what was written to
+            start, stop = (int(address, 16) for address in fields[0].split("-"))
+            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
 
 
 def default_threads() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ class LiteRTTransformer:
 
     def __init__(self, directory: Path, config: GPTJConfig, threads: int) -> None:
         self.config = config
+        self.lock = threading.Lock()  # a graph has one place for what goes through it
         width, middle = config.n_embd, config.inner_dim
         x, projected, fed = (-1, width), (-1, 3 * width), (-1, middle)
         self._blocks = [
@@ -80,18 +82,32 @@ class LiteRTTransformer:
             shape, slot = (rows, self.config.n_head, count, self.config.head_dim), 0
             caches = [(np.zeros(shape, "float32"), np.zeros(shape, "float32")) for _ in self._blocks]
         own = tuple((_writable(key), _writable(value)) for key, value in caches)
-        width, first = max(self.rows_at_once // rows, 1), int(slot)
+        with self.lock:
+            return self._read_in_parts(ids, positions, mask, own, int(slot), record), own
+
+    def _read_in_parts(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        mask: np.ndarray,
+        caches: tuple[Cache, ...],
+        first: int,
+        record: list[Any] | None,
+    ) -> np.ndarray:
+        """Last hidden states float32 [B, T, D]."""
+        rows, count = ids.shape
+        width = max(self.rows_at_once // rows, 1)
         hidden, records = [], []
         for start in range(0, count, width):
             part = slice(start, start + width)
             kept: list[Any] | None = None if record is None else []
-            hidden.append(self._read(ids[:, part], positions[:, part], mask[:, :, part], own, first + start, kept))
+            hidden.append(self._read(ids[:, part], positions[:, part], mask[:, :, part], caches, first + start, kept))
             records.append(kept or [])
         if record is not None:
             record += [
                 np.concatenate(each, axis=2 if i % 2 else 1) for i, each in enumerate(zip(*records, strict=True))
             ]
-        return np.concatenate(hidden, axis=1), own
+        return np.concatenate(hidden, axis=1)
 
     def _read(
         self,
@@ -182,7 +198,8 @@ class LiteRTGPTJForCausalLM(Generative):
         x = to_numpy(hidden)
         rows = x.reshape(-1, self.config.n_embd)
         step = self.transformer.rows_at_once
-        logits = [self._head(rows[start : start + step])[0] for start in range(0, len(rows), step)]
+        with self.transformer.lock:
+            logits = [self._head(rows[start : start + step])[0] for start in range(0, len(rows), step)]
         return np.concatenate(logits).reshape(*x.shape[:-1], -1)
 
     def num_parameters(self) -> int:
