@@ -215,7 +215,8 @@ def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = N
 def _on_host(state: State) -> State:
     """A state whose tables of tokens are NumPy's."""
     names = ("ids", "real", "length", "slot")
-    return state._replace(**{name: np.asarray(ops.convert_to_numpy(getattr(state, name))) for name in names})
+    tables: dict[str, Any] = {name: np.asarray(ops.convert_to_numpy(getattr(state, name))) for name in names}
+    return state._replace(**tables)
 
 
 def next_logits(model: TFGPTJForCausalLM, hidden: Any) -> Any:
