@@ -1,0 +1,3 @@
+"""Serving: SavedModels that take text and give text, with TensorFlow alone."""
+
+
