@@ -67,3 +67,7 @@ MAX_MSGPACK_NAME = 256
 # One line of a JSONL file, or one value of a CSV file. The longest documents of public corpora have some 10 MB. Parsing
 # and tokenising take up to about 20 times as much for a moment: some 1.3 GB.
 MAX_ROW_BYTES = 64 * 2**20
+
+# A text that a graph takes in front of a model: GPT-J's 2,048 tokens of at most 128 bytes are 256 KiB. While it is cut
+# into tokens, a byte takes about 250 bytes.
+MAX_TEXT_BYTES = 2**20
