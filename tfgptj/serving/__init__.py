@@ -1,3 +1,1 @@
 """Serving: SavedModels that take text and give text, with TensorFlow alone."""
-
-

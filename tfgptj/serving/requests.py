@@ -53,7 +53,10 @@ class Caps:
         with tf.control_dependencies(self._row_count(given)):
             sizes = tf.strings.length(given)
         message = f"{name}: a text of more than {most:,} bytes has more than n_positions={self.config.n_positions} tokens"
-        return checked(given, lambda: [tf.debugging.assert_less_equal(sizes, most, message)])
+        given = checked(given, lambda: [tf.debugging.assert_less_equal(sizes, most, message)])
+        replaced = tf.strings.unicode_transcode(given, "UTF-8", "UTF-8")
+        sound = tf.reduce_all(given == replaced)
+        return checked(given, lambda: [tf.debugging.assert_equal(sound, True, f"{name}: a text is not valid UTF-8")])
 
     def check_rows(self, ids: Any, lengths: Any, new: Any = 0, what: str = "token_ids") -> Rows:
         """Token ids and their lengths.

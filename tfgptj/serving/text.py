@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfgptj.attention import Cache
 from tfgptj.backbone import TFGPTJModel
 from tfgptj.generation.loop import read_whole
+from tfgptj.serving.graph_tokenizer import GraphTokenizer
 from tfgptj.serving.requests import Caps, Rows, texts
 from tfgptj.tokenizer import GPTJTokenizer
 
@@ -27,9 +28,9 @@ class TextRows:
     """
 
     def __init__(self, tokenizer: GPTJTokenizer, caps: Caps) -> None:
-        from tfgptj.serving.graph_tokenizer import GraphTokenizer
-
         self.graph, self._caps = GraphTokenizer(tokenizer), caps
+        # One function, however many signatures call it.
+        self._encode = tf.function(self.graph.encode, [tf.TensorSpec([None], tf.string)], autograph=False)
         self._leading = len(tokenizer.encode(""))
         every = range(len(tokenizer))
         self._longest = max(len(tokenizer.decode_bytes(token)) for token in every)
@@ -46,7 +47,7 @@ class TextRows:
             start: the one token of an empty text, or None to leave it empty.
             leading: whether rows begin with what the tokenizer puts in front of all texts.
         """
-        found = self.graph.encode(self._caps.check_texts(name, given, self._longest))
+        found = self._encode(self._caps.check_texts(name, given, self._longest))
         ids, lengths = found.to_tensor(), tf.cast(found.row_lengths(), "int32")
         if not leading:
             ids, lengths = ids[:, self._leading :], lengths - self._leading
@@ -60,7 +61,8 @@ class TextRows:
         shown = tf.gather(self._shown, ids) & tf.sequence_mask(lengths, tf.shape(ids)[1])
         rows = tf.ragged.boolean_mask(ids, shown)
         ids, lengths = rows.to_tensor(), tf.cast(rows.row_lengths(), "int32")
-        return self.graph.decode(ids, lengths), self.graph.decode_bytes(ids, lengths)
+        raw = self.bytes_of(ids, lengths)
+        return tf.strings.unicode_transcode(raw, "UTF-8", "UTF-8"), raw
 
 
     def bytes_of(self, ids: Any, lengths: Any) -> Any:
