@@ -11,14 +11,14 @@ import tensorflow as tf
 
 from tfgptj.backbone import TFGPTJModel
 from tfgptj.base import GPTJBase
-from tfgptj.errors import BackendError, CheckpointError, InputError, InputTypeError
+from tfgptj.errors import BackendError, CheckpointError, GenerationError, InputError, InputTypeError
 from tfgptj.generation.compiling import plain_graph
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.prompts import check_seed
 from tfgptj.heads import TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJForSequenceClassification
 from tfgptj.limits import MAX_SERVED_ROWS, MAX_SERVED_TOKENS
 from tfgptj.serving.answers import AnswerSignatures, classifier_signatures
-from tfgptj.serving.decoding import served_config
+from tfgptj.serving.decoding import MAX_SEED, served_config
 from tfgptj.serving.language import LanguageSignatures
 from tfgptj.serving.requests import Caps
 from tfgptj.serving.shared_blocks import SharedBlocks
@@ -132,7 +132,7 @@ def signatures_of(
     if isinstance(model, TFGPTJForCausalLM):
         config = served_config(model, generation_config, parameters or {})
         return {**LanguageSignatures(model, config, caps, text, seed).signatures(), **embed}
-    given = [*(parameters or {}), *(["generation_config"] if generation_config else []), *(["seed"] if seed else [])]
+    given = [*(parameters or {}), *(["generation_config"] if generation_config else []), *(["seed"] if seed is not None else [])]
     if given:
         raise InputError(f"a {type(model).__name__} generates no text, and has no use for {', '.join(given)}")
     if isinstance(model, TFGPTJForSequenceClassification):
@@ -152,6 +152,8 @@ def _check(model: Any, tokenizer: Any, seed: Any, rows: Any, tokens: Any) -> Non
     if tokenizer is not None and not isinstance(tokenizer, GPTJTokenizer):
         raise InputTypeError(f"tokenizer must be a GPTJTokenizer, got a {type(tokenizer).__name__}")
     check_seed(seed)
+    if seed is not None and seed > MAX_SEED:
+        raise GenerationError(f"seed must be below 2^63 to be served, got {seed}")
     for name, value in (("max_batch_size", rows), ("max_total_tokens", tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be an integer of at least 1, got {value!r:.80}")

@@ -104,7 +104,7 @@ class LanguageSignatures:
         assert self._text is not None  # the signatures are not offered without
         ids, lengths = self._text.encode(prompt, "prompt", self.config.bos_token_id)
         new = self._continue(ids, lengths, sampling, "prompt")
-        found, raw = self._text.decode(new.ids, new.lengths)
+        found, raw = self._text.decode(new.ids, new.lengths - tf.cast(new.ended, "int32"))
         return {"text": found, "text_bytes": raw, "num_tokens": new.lengths, "finish_reason": _reasons(new.ended)}
 
     def _log_probabilities(self, hidden: Any, targets: Any) -> Any:
