@@ -352,7 +352,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "served"
     home = Path(tf.sysconfig.get_lib())
     libraries = [home / "libtensorflow_cc.so.2", home / "libtensorflow_framework.so.2"]
-    command = ["gcc", TESTS / "served.c", f"-I{tf.sysconfig.get_include()}", "-o", path, *libraries, f"-Wl,-rpath,{home}"]
+    command = [
+        "gcc",
+        TESTS / "served.c",
+        f"-I{tf.sysconfig.get_include()}",
+        "-o",
+        path,
+        *libraries,
+        f"-Wl,-rpath,{home}",
+    ]
     subprocess.run(command, check=True)
     return path
 
