@@ -120,6 +120,15 @@ def classification_loss(
     return ops.mean(losses) if counted is None else ops.sum(losses) / ops.maximum(counted, 1.0)
 
 
+def default_function(config: GPTJConfig) -> str:
+    """What turns the logits of a classifier into scores: the inverse of its loss's link."""
+    if config.problem_type == "regression":
+        return "none"
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return "sigmoid"
+    return "softmax"
+
+
 def classification_count(labels: Any, num_labels: int, problem_type: str | None = None) -> Any:
     """What :func:`classification_loss` divides by: single labels that count, or else rows."""
     labels = ops.convert_to_tensor(labels)
