@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tfgptj.errors import CheckpointError, InputError
 from tfgptj.files import replaced_file
 from tfgptj.serving.readme import readme
+from tfgptj.serving.versions import versions_in
 from tfgptj.serving.wire import ModelSpec, predict_request, prediction_log
 
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
@@ -21,8 +22,9 @@ BATCHING_FILE = "batching_params.pbtxt"
 CONFIG_FILE = "models.config"
 README_FILE = "README.md"
 
-# What a warm-up gives for inputs of these names; other numbers are 0, and one row and one slot are enough of all.
-TEXT = b"The river bends twice before it reaches the mill."
+# What a warm-up gives for inputs of these names; other numbers are 0, and one row and one slot are enough of all. The
+# text has at least two tokens, which a score needs, and few.
+TEXT = b"The mill"
 VALUES = {"lengths": 1, "max_new_tokens": 2, "top_p": 1.0}
 WAIT_MICROSECONDS = 2000  # for others to merge a request with; a token takes much longer
 
@@ -115,7 +117,7 @@ def write_deployment(directory: Path, name: str, labels: Mapping[str, int] | Non
         CheckpointError: if there is no version.
         InputError: if a label's version is not there.
     """
-    versions = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
+    versions = versions_in(directory)
     if not versions:
         raise CheckpointError(f"{directory}: found no version; export the model first.")
     labels = {"stable": versions[-1]} if labels is None else labels
