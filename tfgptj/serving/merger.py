@@ -49,7 +49,7 @@ class Merger(tf.Module):
     def _merge_once(
         self, symbols: tf.Tensor, words: tf.Tensor, bounds: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        merged = self._merged_now(words, bounds)
+        merged = _merged_now(bounds)
         symbols = tf.where(merged, tf.gather(self._joined, tf.where(merged, bounds[:, 0], 0)), symbols)
         kept = tf.where(~before(merged, False))[:, 0]
         symbols, words, merged, bounds = (tf.gather(values, kept) for values in (symbols, words, merged, bounds))
@@ -58,14 +58,18 @@ class Merger(tf.Module):
         found = self._look_up(symbols, words, changed[:, 0])
         return symbols, words, tf.tensor_scatter_nd_update(bounds, changed, found)
 
-    def _merged_now(self, words: tf.Tensor, bounds: tf.Tensor) -> tf.Tensor:
-        """Whether a symbol is merged with the next one in this round, [N]."""
-        rank, left_bound, right_bound = tf.unstack(bounds, axis=1)
-        # Pairs that overlap and have the same rank, "aa" in "aaa", are taken from the left, every second one.
-        run_starts = rank != before(rank, -1)
-        start = tf.gather(tf.where(run_starts)[:, 0], tf.cumsum(tf.cast(run_starts, tf.int32)) - 1)
-        in_turn = (tf.range(tf.size(rank, tf.int64)) - start) % 2 == 0
-        # Of equal ranks the left one is first, so what may still come to be at the left must not even be equal.
-        free = (tf.gather(before(left_bound, NEVER), start) > rank) & (after(right_bound, NEVER) >= rank)
-        lowest = tf.gather(tf.math.segment_min(rank, words), words) == rank
-        return (rank < NEVER) & in_turn & (free | lowest)
+
+def _merged_now(bounds: tf.Tensor) -> tf.Tensor:
+    """Whether a symbol is merged with the next one in this round, [N]."""
+    rank, left_bound, right_bound = tf.unstack(bounds, axis=1)
+    # Pairs that overlap and have the same rank, "aa" in "aaa", are taken from the left, every second one.
+    run_starts = rank != before(rank, -1)
+    start = tf.gather(tf.where(run_starts)[:, 0], tf.cumsum(tf.cast(run_starts, tf.int32)) - 1)
+    in_turn = (tf.range(tf.size(rank, tf.int64)) - start) % 2 == 0
+    # Of equal ranks the left one is first, so what may still come to be at the left must not even be equal.
+    free = (tf.gather(before(left_bound, NEVER), start) > rank) & (after(right_bound, NEVER) >= rank)
+    # Where nothing can be merged across a gap with what is at it now, the lowest rank at each side is free, too.
+    apart = (left_bound == NEVER) & (right_bound == NEVER)
+    part = tf.cumsum(tf.cast(before(apart, False), tf.int32))
+    lowest = tf.gather(tf.math.segment_min(rank, part), part) == rank
+    return (rank < NEVER) & in_turn & (free | lowest)
