@@ -82,6 +82,9 @@ BACKENDS = {
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
 
+# Packages that are imported under another name than they are installed.
+IMPORTED_AS = {"grpcio": "grpc"}
+
 # Modules that print; everything else returns text or raises.
 PRINTS = {
     "cli": "a program",
@@ -270,6 +273,7 @@ def test_all_that_is_imported_is_declared() -> None:
     metadata.read(ROOT / "setup.cfg")
     requirements = metadata["options"]["install_requires"] + metadata["options.extras_require"]["backends"]
     declared = {re.split(r"[<>=!~ \[]", line.strip())[0] for line in requirements.splitlines()}
+    declared |= {IMPORTED_AS.get(name, name) for name in declared}
     assert not {found.imported.split(".")[0]: str(found) for found in THIRD_PARTY}.keys() - declared
 
 
