@@ -36,7 +36,9 @@ def train(args: argparse.Namespace) -> None:
     for name, value in summary.items():
         scores = value.items() if isinstance(value, dict) else [("", value)]
         for score, number in scores:
-            print(f"{f'{name} {score}':26} {number:,.6g}" if isinstance(number, (int, float)) else f"{name:26} {number}")
+            print(
+                f"{f'{name} {score}':26} {number:,.6g}" if isinstance(number, (int, float)) else f"{name:26} {number}"
+            )
     print(f"saved in {settings.output_dir}")
 
 
@@ -62,16 +64,17 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `train`."""
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     for field in SETTINGS:
-        facts, several = field.metadata, isinstance(field.default, tuple)
+        default: Any = field.default
+        facts, several = field.metadata, isinstance(default, tuple)
         flag = facts.get("flag") or f"--{field.name.replace('_', '-')}"
         meaning, required = facts["meaning"], field.name in REQUIRED
         if facts["kind"] is bool:
             parser.add_argument(flag, dest=field.name, action="store_true", help=meaning)
             continue
-        if field.default not in (None, (), ""):
-            meaning += f"; default: {' '.join(field.default) if several else field.default}"
+        if default not in (None, (), ""):
+            meaning += f"; default: {' '.join(default) if several else default}"
         parser.add_argument(
-            flag, dest=field.name, required=required, default=field.default, type=_setting_type(field), help=meaning,
+            flag, dest=field.name, required=required, default=default, type=_setting_type(field), help=meaning,
             choices=facts.get("choices"), metavar=None if "choices" in facts else "X",
             nargs="+" if several else None, action=_AsTuple if several else "store",
         )  # fmt: skip

@@ -78,7 +78,7 @@ class _Run:
         with devices.scope():
             self.model = _load(settings, task)
             self.model.compile(
-                _optimizer(settings, self.steps), metrics=task.metrics(), micro_batches=settings.micro_batches
+                _optimizer(settings, self.steps), metrics=task.metrics() or None, micro_batches=settings.micro_batches
             )
 
     def train(self, callbacks: list[Any], verbose: int) -> dict[str, Any]:
@@ -107,10 +107,14 @@ class _Run:
             "baseline": task.baseline() if task.has_validation else {},
         }
         facts = {
-            "task": settings.task, "model": settings.model, "steps": self.steps, "epochs": self.steps / task.steps_per_epoch,
-            "trainable": self.model.num_parameters(only_trainable=True), "parameters": self.model.num_parameters(),
+            "task": settings.task,
+            "model": settings.model,
+            "steps": self.steps,
+            "epochs": self.steps / task.steps_per_epoch,
+            "trainable": self.model.num_parameters(only_trainable=True),
+            "parameters": self.model.num_parameters(),
             "seconds": round(time.monotonic() - start, 1),
-        }  # fmt: skip
+        }
         scores = {
             part: {name: _plain(value) for name, value in values.items()} for part, values in found.items() if values
         }
@@ -126,7 +130,7 @@ class _Run:
         if validation is None:
             return {}
         found = self.model.evaluate(validation, steps=self.task.validation_steps, return_dict=True, verbose=0)
-        return {**found, **self.task.scores(self.model)}
+        return {**found, **self.task.scores(self.model, found)}
 
     def _callbacks(self, checkpointing: Checkpointing | None, steps: int) -> list[Any]:
         settings = self.settings
@@ -188,9 +192,8 @@ def _load(settings: FineTuning, task: Task) -> Any:
 
 def _optimizer(settings: FineTuning, steps: int) -> keras.optimizers.Optimizer:
     optimizers: dict[str, Any] = {"adamw": AdamW, "adafactor": Adafactor}
-    rates = learning_rate_schedule(
-        settings.schedule, settings.learning_rate, warmup_steps=settings.warmup_steps, total_steps=steps  # type: ignore[arg-type]
-    )
+    kind: Any = settings.schedule
+    rates = learning_rate_schedule(kind, settings.learning_rate, warmup_steps=settings.warmup_steps, total_steps=steps)
     return optimizers[settings.optimizer](
         rates, weight_decay=settings.weight_decay, global_clipnorm=settings.global_clipnorm or None
     )

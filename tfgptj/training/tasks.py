@@ -75,8 +75,8 @@ class Task:
         """What `fit` shows beside the loss."""
         return []
 
-    def scores(self, model: Any) -> dict[str, float]:
-        """What is measured on the validation data beside loss and metrics."""
+    def scores(self, model: Any, found: dict[str, float]) -> dict[str, float]:
+        """What is measured on the validation data beside the loss and metrics that `evaluate` found."""
         return {}
 
     def baseline(self) -> dict[str, float]:
@@ -130,6 +130,10 @@ class LanguageModeling(Task):
 
     def metrics(self) -> list[Any]:
         return [Perplexity(), BitsPerByte(self.tokenizer)]
+
+    def scores(self, model: Any, found: dict[str, float]) -> dict[str, float]:
+        # Keras's own is a mean over batches, of which the last has fewer tokens.
+        return {"loss": math.log(found["perplexity"])}
 
     def _tokens(self, files: tuple[str, ...]) -> Tokens:
         place = Path(self.settings.output_dir) / TOKENS_DIRECTORY
@@ -187,9 +191,11 @@ class Classification(Examples):
         self.config = GPTJConfig.from_dict(self.config.to_dict(), **self.overrides)
 
     def metrics(self) -> list[Any]:
+        """The share of right labels."""
         return [keras.metrics.SparseCategoricalAccuracy("accuracy")]
 
-    def scores(self, model: Any) -> dict[str, float]:
+    def scores(self, model: Any, found: dict[str, float]) -> dict[str, float]:
+        """Accuracy and macro F1."""
         data = self.validation_data(self.settings.batch_size)
         labels = np.concatenate([labels.numpy() for _, labels in data])
         return label_scores(np.argmax(model.predict(data, verbose=0), axis=-1), labels)
@@ -251,15 +257,16 @@ class Answering(Examples):
         if self.config.num_labels != 2:
             self.overrides = {"num_labels": 2}
 
-    def scores(self, model: Any) -> dict[str, float]:
+    def scores(self, model: Any, found: dict[str, float]) -> dict[str, float]:
+        """Exact match and F1."""
         outputs = model.predict(self.validation_data(self.settings.batch_size), verbose=0)
-        found = text_answers(
+        answers = text_answers(
             outputs, self.held_out, self.tokenizer, max_length=self.size, stride=None,
             max_answer_length=self.settings.max_answer_length,
         )  # fmt: skip
         assert self.held_out is not None  # is asked for where has_validation
         right = [row["answers"]["text"] for row in self.held_out]
-        return answer_scores([answers[0]["answer"] for answers in found], right)
+        return answer_scores([best[0]["answer"] for best in answers], right)
 
     def _read(self, files: tuple[str, ...]) -> Rows:
         settings = self.settings
