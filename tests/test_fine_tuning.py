@@ -29,7 +29,7 @@ from tfgptj.training.devices import Devices, is_first_worker
 from tfgptj.training.file_kinds import kind_of
 from tfgptj.training.fine_tuning import fine_tune
 from tfgptj.training.optimizers import Adafactor
-from tfgptj.training.rows import derived_rows, read_rows, renamed_rows, split_rows
+from tfgptj.training.rows import read_rows, renamed_rows, split_rows
 from tfgptj.training.settings import FineTuning, check_output
 from tfgptj.training.tasks import Classification
 
@@ -275,7 +275,7 @@ def test_kinds_of_files(tmp_path: Path) -> None:
         Path(path).touch()
     found = [kind_of([path], "text-generation") for path in paths.values()]
     assert found == ["text", "JSON lines", "JSON", "TSV", "text"]
-    with pytest.raises(InputError, match=r"a\.txt and .*a\.jsonl are of different kinds: text and JSON lines"):
+    with pytest.raises(InputError, match=r"a\.jsonl and .*a\.txt are of different kinds: JSON lines and text"):
         kind_of([str(tmp_path / "a.*")], "text-generation")
     with pytest.raises(InputError, match="is text by its name, and text-classification needs JSON lines, JSON, CSV"):
         kind_of([paths["d"]], "text-classification")
@@ -297,35 +297,40 @@ def test_models_and_labels_that_do_not_fit(place: Path) -> None:
         fine_tune(settings_for(place, "none", train_files=(str(rows),), **options))
 
 
+def tf_record(path: Path, rows: list[dict[str, Any]]) -> None:
+    def feature(value: str | bytes) -> tf.train.Feature:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode() if type(value) is str else value]))
+
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for row in rows:
+            features = tf.train.Features(feature={name: feature(value) for name, value in row.items()})
+            file.write(tf.train.Example(features=features).SerializeToString())
+
+
 def test_labels(place: Path) -> None:
     """Names, numbers, numbers as text, and bytes; and those that the model knows stay as they are."""
     config = GPTJConfig.from_pretrained(place / "model")
     tokenizer = GPTJTokenizer.from_pretrained(place / "model")
 
-    def labels_of(config: GPTJConfig, labels: list[Any]) -> dict[int, str]:
-        write_lines(place / "some.jsonl", ({"text": f"text {n}", "label": label} for n, label in enumerate(labels)))
-        files = (str(place / "some.jsonl"),)
+    def labels_of(config: GPTJConfig, labels: list[Any], write: Any = None) -> dict[int, str]:
+        rows = [{"text": f"text {n}", "label": label} for n, label in enumerate(labels)]
+        path = place / ("some.tfrecord" if write else "some.jsonl")
+        (write or write_lines)(path, rows)
+        files = (str(path),)
         settings = settings_for(
             place, "none", train_files=files, validation_files=files, task="text-classification", block_size=None
         )
-        return Classification(settings, tokenizer, config).config.id2label
+        task = Classification(settings, tokenizer, config)
+        assert task.baseline().keys() == {"accuracy", "macro_f1"}
+        return task.config.id2label
 
     named = labels_of(config, ["sad", "happy", "sad", "calm"])
     assert named == {0: "calm", 1: "happy", 2: "sad"}
     assert labels_of(config, [0, 2]) == labels_of(config, ["2", "0"]) == {n: f"LABEL_{n}" for n in range(3)}
     known = GPTJConfig.from_dict(config.to_dict(), id2label=named, label2id={name: n for n, name in named.items()})
     assert labels_of(known, ["sad", "happy"]) == labels_of(known, [0, 1]) == named
-    assert [dict(row) for row in Classification._read(_Decoding(place), ())] == [{"label": "good", "text": b"a"}]
-
-
-class _Decoding(Classification):
-    """What is read, of a TFRecord file."""
-
-    def __init__(self, place: Path) -> None:
-        self.settings = settings_for(place, "none", task="text-classification")
-
-    def _read(self, files: Any) -> Any:
-        return derived_rows(read_rows([{"label": b"good", "text": b"a"}]), self._decoded)
+    labels = [b"good", b"bad"]
+    assert labels_of(config, labels, tf_record) == {0: "bad", 1: "good"}
 
 
 def test_rows_in_two_parts() -> None:
@@ -423,7 +428,7 @@ def test_wrong_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "argument --epochs: epochs must be at least 1, got 0" in message("--epochs", "0")
     assert "argument --save-freq: invalid int or epoch value: 'x'" in message("--save-freq", "x")
     assert "lora_alpha has no effect without lora" in message("--lora-alpha", "2")
-    assert "invalid choice: 'poetry'" in message("--task", "poetry")
+    assert "task must be one of text-generation, " in message("--task", "poetry")
     with pytest.raises(SystemExit):
         cli.main(["train"])
     assert "the following arguments are required: --train-file, --output-dir" in capsys.readouterr().err

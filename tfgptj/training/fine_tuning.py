@@ -137,6 +137,8 @@ class _Run:
         found: list[Any] = [StopOnNaN(), _StopAt(steps)]
         if checkpointing is not None:
             found.append(checkpointing)
+        if not is_first_worker(settings.strategy):
+            return found
         if settings.tensorboard or settings.logs is not None:
             logs = settings.logs or str(Path(settings.output_dir) / LOGS_DIRECTORY)
             found.append(keras.callbacks.TensorBoard(logs, write_graph=False))

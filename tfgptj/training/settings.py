@@ -106,6 +106,7 @@ class FineTuning:
         """
         for field in dataclasses.fields(self):
             check_value(field, getattr(self, field.name))
+        for field in dataclasses.fields(self):
             self._check_effect(field)
         if not self.train_files or not self.output_dir:
             raise InputError("fine-tuning needs train_files and an output_dir")

@@ -108,10 +108,10 @@ class LanguageModeling(Task):
         if self.settings.validation_files:
             self.held_out = self._tokens(self.settings.validation_files)
         elif self.settings.share_held_out:
-            cut = len(self.tokens.ids) - max(2, int(len(self.tokens.ids) * self.settings.share_held_out))
-            first = int(np.searchsorted(self.tokens.ends, cut, "right"))
-            self.held_out = Tokens(self.tokens.ids[max(cut, 0) :], self.tokens.ends[first:] - cut)
-            self.tokens = Tokens(self.tokens.ids[: max(cut, 0)], self.tokens.ends[:first])
+            ids, ends = self.tokens
+            cut = max(len(ids) - max(2, int(len(ids) * self.settings.share_held_out)), 0)
+            first = int(np.searchsorted(ends, cut, "right"))
+            self.tokens, self.held_out = Tokens(ids[:cut], ends[:first]), Tokens(ids[cut:], ends[first:] - cut)
         self.has_validation = self.held_out is not None
 
     def training_data(
