@@ -77,6 +77,7 @@ BACKENDS = {
     "serving": "writes SavedModels",
     "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",
+    "training.devices": "tf.distribute is TensorFlow's",
     "training.state": "saves the state of PyTorch's random numbers",
     "training.tfrecord": "reads TFRecord",
 }
