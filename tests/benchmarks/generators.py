@@ -118,6 +118,33 @@ class Ours(Generator):
         return {**super().facts(), "versions": versions()}
 
 
+class LiteRT(Generator):
+    """tfgptj on LiteRT's kernels: "int8", "int4" in blocks of 32, or "int4-wide", one scale for each output."""
+
+    packages = ("ai-edge-litert", "keras", "numpy")
+
+    @classmethod
+    def prepare(cls, checkpoint: Path) -> None:
+        for dtype in LITERT:
+            if not cls.directory(checkpoint, dtype).exists():
+                from tfgptj.litert.convert import convert
+
+                convert(checkpoint, cls.directory(checkpoint, dtype), **LITERT[dtype])
+
+    @staticmethod
+    def directory(checkpoint: Path, dtype: str) -> Path:
+        """Where the converted model is."""
+        return checkpoint.with_name(f"{checkpoint.name}-litert-{dtype}")
+
+    def load(self) -> None:
+        from tfgptj.litert.model import LiteRTGPTJForCausalLM
+
+        self.model = LiteRTGPTJForCausalLM.from_pretrained(self.directory(self.checkpoint, self.dtype))
+
+    def generate(self, mode: str, ids: Any, new: int) -> Any:
+        return self.model.generate(ids, max_new_tokens=new, eos_token_id=None)[:, ids.shape[1] :]
+
+
 class Bandwidth(Generator):
     """How fast this machine reads: what decoding cannot be faster than."""
 
@@ -281,7 +308,12 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return found, 1e3 * (time.perf_counter() - start)
 
 
-CLASSES = {cls.__name__: cls for cls in (Ours, Bandwidth, HFTensorFlow, HFTorch, CTranslate2, KerasHub)}
+LITERT: dict[str, dict[str, int]] = {
+    "int8": {"bits": 8},
+    "int4": {"bits": 4},
+    "int4-wide": {"bits": 4, "block_size": 0},
+}
+CLASSES = {cls.__name__: cls for cls in (Ours, LiteRT, Bandwidth, HFTensorFlow, HFTorch, CTranslate2, KerasHub)}
 
 
 def main() -> None:
