@@ -78,10 +78,14 @@ BACKENDS = {
     "serving": "writes SavedModels",
     "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",
+    "training.devices": "tf.distribute is TensorFlow's",
     "training.state": "saves the state of PyTorch's random numbers",
     "training.tfrecord": "reads TFRecord",
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
+
+# Packages that are imported under another name than they are installed.
+IMPORTED_AS = {"grpcio": "grpc"}
 
 # Modules that print; everything else returns text or raises.
 PRINTS = {
@@ -272,6 +276,7 @@ def test_all_that_is_imported_is_declared() -> None:
     extras = metadata["options.extras_require"]
     requirements = metadata["options"]["install_requires"] + extras["backends"] + extras["litert"]
     declared = {re.split(r"[<>=!~ \[]", line.strip())[0].replace("-", "_") for line in requirements.splitlines()}
+    declared |= {IMPORTED_AS.get(name, name) for name in declared}
     assert not {found.imported.split(".")[0]: str(found) for found in THIRD_PARTY}.keys() - declared
 
 

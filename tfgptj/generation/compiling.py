@@ -8,7 +8,8 @@ engine of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -59,11 +60,8 @@ class Compiled:
             return tf.TensorSpec(shape, tensor.dtype)
 
         def traced(*tensors: Any) -> Any:
-            before = WRITER.set(None if self.jit_compile else _write_in_place)
-            try:
+            with nullcontext() if self.jit_compile else plain_graph():
                 return self._traced(static, tensors)
-            finally:
-                WRITER.reset(before)
 
         signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
         return tf.function(traced, input_signature=signature, jit_compile=self.jit_compile, autograph=False)
@@ -88,6 +86,16 @@ class Compiled:
                 return self._traced(static, tensors)
 
         return eager
+
+
+@contextmanager
+def plain_graph() -> Iterator[None]:
+    """What is traced within is for a TensorFlow graph without XLA: it needs TensorFlow's own operators alone."""
+    before = WRITER.set(_write_in_place)
+    try:
+        yield
+    finally:
+        WRITER.reset(before)
 
 
 def _write_in_place(cache: Any, slot: Any, new: Any) -> Any:

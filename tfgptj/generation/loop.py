@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
+from tfgptj.backbone import TFGPTJModel
 from tfgptj.generation import processors
 from tfgptj.generation.caches import with_room
 from tfgptj.generation.casting import weights_cast
@@ -60,7 +61,7 @@ class Controls(NamedTuple):
     processors: tuple[tuple[Any, ...], ...]  # the numbers of each processor
     eos: Any  # int32 [E], the tokens that end a row; may be empty
     pad: Any  # int32 scalar, what finished rows are filled with
-    limit: Any  # int32 scalar, new tokens that a row may have
+    limit: Any  # int32 scalar, or [B], new tokens that a row may have
     uniforms: Any  # float32 [B, M], one random number per row and step
     search: Any = ()  # the numbers of a search
     past: Any = ()  # of the first step only: a :class:`Past`, or () to read the whole prompt
@@ -75,7 +76,7 @@ class State(NamedTuple):
     length: Any  # int32 [B], tokens of each row so far
     slot: Any  # int32 scalar, where the next token goes
     step: Any  # int32 scalar, new tokens so far
-    finished: Any  # bool [B], an end-of-text token was produced
+    finished: Any  # bool [B], an end-of-text token was produced, or as many tokens as there may be
     finite: Any  # bool scalar, no logit was NaN or infinite so far
     possible: Any  # bool scalar, there was always a token that was not forbidden
     search: Any = ()  # what a search keeps beside these
@@ -132,7 +133,7 @@ def read(
     if past:
         hidden, caches = read_columns(model, past, real, ops.cast(prompt - ops.shape(past.ids)[1], "int32"), record)
     else:
-        hidden, caches = _read_whole(model, ids[:, :prompt], mask, record)
+        hidden, caches = read_whole(model.transformer, ids[:, :prompt], mask, record)
         caches = with_room(caches, room)
     state = State(
         caches=caches,
@@ -148,14 +149,21 @@ def read(
     return hidden, state
 
 
-def _read_whole(
-    model: TFGPTJForCausalLM, ids: Any, mask: Any, record: list[Any] | None
+def read_whole(
+    transformer: TFGPTJModel, ids: Any, mask: Any, record: list[Any] | None = None
 ) -> tuple[Any, tuple[Cache, ...]]:
-    """Hidden states [B, P, D] and caches of P slots: nothing but the prompt is looked at."""
+    """Hidden states [B, P, D] and caches of P slots, of ids int32 [B, P] at which nothing else is looked.
+
+    Args:
+        transformer: the model without its head.
+        ids: int32 [B, P], with padding on either side.
+        mask: bool [B, P], where there are tokens.
+        record: as for :meth:`tfgptj.backbone.TFGPTJModel.step`.
+    """
     slots = ops.arange(ops.shape(ids)[1], dtype="int32")  # [P]
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
     visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
-    return model.transformer.step(ids, positions, visible, record=record)
+    return transformer.step(ids, positions, visible, record=record)
 
 
 def read_columns(
@@ -259,6 +267,7 @@ def write(token: Any, state: State, controls: Controls, guided: bool = False) ->
     ended = ops.any(token[:, None] == controls.eos[None, :], axis=1)
     if guided:
         token = ops.concatenate([token, token], axis=0)  # [2 B]
+    ended = ops.logical_or(ended, state.step + 1 >= controls.limit)
     here = ops.arange(ops.shape(state.ids)[1], dtype="int32") == state.slot  # [S]
     return state._replace(
         ids=ops.where(here, token[:, None], state.ids),
