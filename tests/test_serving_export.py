@@ -27,7 +27,7 @@ PROMPTS = ["ROMEO:", "To be, or not to be", "JULIET:\nO", "MENENIUS:\nWhat â€” â
 NEW, COMMA = 14, ","
 PENALTY = {"repetition_penalty": 1.2}
 # Numbers of each row: (max_new_tokens, temperature, top_k, top_p, seed)
-DRAWN = [(14, 0.8, 50, 1.0, 7), (5, 0.0, 0, 1.0, 0), (9, 1.3, 0, 0.7, 2**40 + 3), (14, 1.0, 5, 0.9, 1)]
+DRAWN = [(14, 0.8, 50, 1.0, 7), (5, 0.0, 0, 1.0, 0), (9, 1.3, 50, 0.7, 2**40 + 3), (14, 1.0, 50, 1.0, 1)]
 NAMES = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 DTYPES = ("int32", "float32", "int32", "float32", "int64")
 
@@ -352,7 +352,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "served"
     home = Path(tf.sysconfig.get_lib())
     libraries = [home / "libtensorflow_cc.so.2", home / "libtensorflow_framework.so.2"]
-    command = ["gcc", TESTS / "served.c", f"-I{tf.sysconfig.get_include()}", "-o", path, *libraries, f"-Wl,-rpath,{home}"]
+    command = [
+        "gcc",
+        TESTS / "served.c",
+        f"-I{tf.sysconfig.get_include()}",
+        "-o",
+        path,
+        *libraries,
+        f"-Wl,-rpath,{home}",
+    ]
     subprocess.run(command, check=True)
     return path
 

@@ -55,7 +55,11 @@ def test_whenever_it_is_killed_no_version_is_half_there(tmp_path: Path) -> None:
 
 
 def test_versions_follow_each_other(tmp_path: Path) -> None:
-    assert [write(tmp_path / "new").name, write(tmp_path / "new", 7).name, write(tmp_path / "new").name] == ["1", "7", "8"]
+    assert [write(tmp_path / "new").name, write(tmp_path / "new", 7).name, write(tmp_path / "new").name] == [
+        "1",
+        "7",
+        "8",
+    ]
     with pytest.raises(CheckpointError, match="new/7 exists already: give another version, or none for the next"):
         write(tmp_path / "new", 7)
 
@@ -67,11 +71,11 @@ def test_what_is_no_version(tmp_path: Path, version: object) -> None:
 
 
 def test_another_export_that_is_faster(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="could not be written: Directory not empty"):
-        with new_version(tmp_path, None) as (path, target):
-            (path / "mine").write_bytes(b"")
-            target.mkdir()
-            (target / "theirs").write_bytes(b"")
+    taken = pytest.raises(CheckpointError, match="could not be written: Directory not empty")
+    with taken, new_version(tmp_path, None) as (path, target):
+        (path / "mine").write_bytes(b"")
+        target.mkdir()
+        (target / "theirs").write_bytes(b"")
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
@@ -84,9 +88,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("syncs", range(5))
-def test_a_disk_that_fails_when_all_is_to_be_on_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syncs: int
-) -> None:
+def test_a_disk_that_fails_when_all_is_to_be_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syncs: int) -> None:
     done: list[int] = []
 
     def fail(descriptor: int) -> None:

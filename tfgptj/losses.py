@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError, InputTypeError
 
 IGNORE_INDEX = -100  # PyTorch's mark for labels that do not count

@@ -15,9 +15,7 @@ FUNCTIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid, "none": tf.identit
 LONGEST_ANSWER = 15  # tokens, as in the pipeline
 
 
-def classifier_signatures(
-    model: TFGPTJForSequenceClassification, caps: Caps, text: TextRows | None
-) -> Signatures:
+def classifier_signatures(model: TFGPTJForSequenceClassification, caps: Caps, text: TextRows | None) -> Signatures:
     """Texts, or token ids, to labels with scores, the best first: those of the pipeline with `top_k=None`."""
     config = model.config
     names = tf.constant([config.id2label[index] for index in range(config.num_labels)])

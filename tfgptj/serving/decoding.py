@@ -13,7 +13,7 @@ from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from tfgptj.generation.parameters import DEFAULTS
 from tfgptj.generation.run import resolve_config
 from tfgptj.heads import TFGPTJForCausalLM
-from tfgptj.serving.requests import Caps, Rows, aligned_right, checked, of_each_row, within
+from tfgptj.serving.requests import Caps, aligned_right, checked, of_each_row, within
 from tfgptj.serving.streams import random_rows
 
 # Parameters that a graph cannot follow, or that have no meaning in one.
@@ -43,7 +43,9 @@ class Continued(NamedTuple):
     ended: Any  # bool [B], whether there is one
 
 
-def served_config(model: TFGPTJForCausalLM, given: GenerationConfig | None, parameters: dict[str, Any]) -> GenerationConfig:
+def served_config(
+    model: TFGPTJForCausalLM, given: GenerationConfig | None, parameters: dict[str, Any]
+) -> GenerationConfig:
     """The parameters of an export, of the same sources as those of `generate`.
 
     Raises:
@@ -103,6 +105,7 @@ class Continuation:
         """Continue rows of ids int32 [B, T], lengths int32 [B]; `what` is their name in messages."""
         sampling = self._checked(sampling, ids)
         ids, lengths = self.caps.check_rows(ids, lengths, sampling.max_new_tokens, what)
+        sampling = Sampling(*(checked(values, lambda: [ids]) for values in sampling))  # nothing begins before
         return Continued(*self._program(ids, lengths, sampling))
 
     @property
@@ -136,7 +139,9 @@ class Continuation:
         return self._cut(new, tf.minimum(state.step, sampling.max_new_tokens), controls.eos)
 
     def _controls(self, sampling: Sampling, room: Any) -> loop.Controls:
-        drawn = tf.raw_ops.RandomUniformInt(shape=tf.shape(sampling.seed), minval=tf.constant(0, "int64"), maxval=MAX_SEED)
+        drawn = tf.raw_ops.RandomUniformInt(
+            shape=tf.shape(sampling.seed), minval=tf.constant(0, "int64"), maxval=MAX_SEED
+        )
         seeds = tf.where(sampling.seed < 0, drawn, sampling.seed)
         uniforms = random_rows(seeds, room, self.model.config.n_positions)
         # So cold that only the likeliest tokens have a probability: the first of them is drawn.
@@ -176,6 +181,8 @@ def row_chain(config: GenerationConfig) -> tuple[Names, Numbers]:
 def _sound(state: loop.State) -> list[Any]:
     """That the model gave numbers, and left a token to choose."""
     return [
-        tf.debugging.Assert(state.finite, ["the model produced NaN or infinite logits: check its weights and its dtype"]),
+        tf.debugging.Assert(
+            state.finite, ["the model produced NaN or infinite logits: check its weights and its dtype"]
+        ),
         tf.debugging.Assert(state.possible, ["every token was forbidden: loosen the parameters that forbid tokens"]),
     ]

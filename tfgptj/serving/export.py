@@ -134,11 +134,16 @@ def signatures_of(
         InputError: for parameters of generation that the model has no use for.
         GenerationError: for those that cannot be served.
     """
-    embed = {} if text is None else embedding_signature(getattr(model, "transformer", model), caps, text)
+    transformer: Any = getattr(model, "transformer", model)
+    embed = {} if text is None else embedding_signature(transformer, caps, text)
     if isinstance(model, TFGPTJForCausalLM):
         config = served_config(model, generation_config, parameters or {})
         return {**LanguageSignatures(model, config, caps, text, seed).signatures(), **embed}
-    given = [*(parameters or {}), *(["generation_config"] if generation_config else []), *(["seed"] if seed is not None else [])]
+    given = [
+        *(parameters or {}),
+        *(["generation_config"] if generation_config else []),
+        *(["seed"] if seed is not None else []),
+    ]
     if given:
         raise InputError(f"a {type(model).__name__} generates no text, and has no use for {', '.join(given)}")
     if isinstance(model, TFGPTJForSequenceClassification):
@@ -146,14 +151,18 @@ def signatures_of(
     if isinstance(model, TFGPTJForQuestionAnswering):
         return {**AnswerSignatures(model, caps, text).signatures(), **embed}
     if not embed:
-        raise InputError("a model without a head can be asked for nothing but its embeddings of texts: give a tokenizer")
+        raise InputError(
+            "a model without a head can be asked for nothing but its embeddings of texts: give a tokenizer"
+        )
     return {"serving_default": embed["embed"], **embed}
 
 
 def _check(model: Any, tokenizer: Any, seed: Any, rows: Any, tokens: Any) -> None:
     if keras.backend.backend() != "tensorflow":
         raise BackendError(f"SavedModels are written on TensorFlow only, not on {keras.backend.backend()}")
-    if not isinstance(model, (TFGPTJModel, TFGPTJForCausalLM, TFGPTJForSequenceClassification, TFGPTJForQuestionAnswering)):
+    if not isinstance(
+        model, (TFGPTJModel, TFGPTJForCausalLM, TFGPTJForSequenceClassification, TFGPTJForQuestionAnswering)
+    ):
         raise InputTypeError(f"model must be one of the package's models, got a {type(model).__name__}")
     if tokenizer is not None and not isinstance(tokenizer, GPTJTokenizer):
         raise InputTypeError(f"tokenizer must be a GPTJTokenizer, got a {type(tokenizer).__name__}")

@@ -52,7 +52,9 @@ class Caps:
         most = self.config.n_positions * longest_token
         with tf.control_dependencies(self._row_count(given)):
             sizes = tf.strings.length(given)
-        message = f"{name}: a text of more than {most:,} bytes has more than n_positions={self.config.n_positions} tokens"
+        message = (
+            f"{name}: a text of more than {most:,} bytes has more than n_positions={self.config.n_positions} tokens"
+        )
         given = checked(given, lambda: [tf.debugging.assert_less_equal(sizes, most, message)])
         replaced = tf.strings.unicode_transcode(given, "UTF-8", "UTF-8")
         sound = tf.reduce_all(given == replaced)
@@ -72,7 +74,9 @@ class Caps:
         """
         ids, lengths = tf.ensure_shape(ids, [None, None]), tf.ensure_shape(lengths, [None])
         with tf.control_dependencies(self._row_count(ids)):
-            same = tf.debugging.assert_equal(tf.shape(lengths)[0], tf.shape(ids)[0], f"{what}: lengths are of other rows")
+            same = tf.debugging.assert_equal(
+                tf.shape(lengths)[0], tf.shape(ids)[0], f"{what}: lengths are of other rows"
+            )
         with tf.control_dependencies([same]):
             lengths = checked(lengths, lambda: self._lengths(ids, lengths, new, what))
         width = tf.reduce_max(lengths)

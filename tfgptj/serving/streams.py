@@ -94,7 +94,7 @@ def _tables(count: int) -> tuple[Pair, Pair]:
 
     def split(numbers: list[int]) -> Pair:
         parts = [[x >> 64 for x in numbers], [x % LONG for x in numbers]]
-        return tuple(tf.constant(np.array([part], "uint64")) for part in parts)  # type: ignore[return-value]
+        return tuple(tf.constant(np.array([part], "uint64")) for part in parts)
 
     return split(powers), split(sums)
 

@@ -64,7 +64,6 @@ class TextRows:
         raw = self.bytes_of(ids, lengths)
         return tf.strings.unicode_transcode(raw, "UTF-8", "UTF-8"), raw
 
-
     def bytes_of(self, ids: Any, lengths: Any) -> Any:
         """The bytes, string [B], that rows stand for."""
         return self.graph.decode_bytes(ids, lengths)

@@ -30,7 +30,9 @@ def new_version(directory: Path, version: int | None) -> Iterator[tuple[Path, Pa
         InputError: for a number that is none.
         CheckpointError: if that version is there already, or nothing can be written.
     """
-    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_ID):
+    if version is not None and (
+        isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= MAX_ID
+    ):
         raise InputError(f"version must be an integer from 1 to {MAX_ID:,}, got {version!r:.80}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
