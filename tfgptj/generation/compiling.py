@@ -2,7 +2,8 @@
 
 TensorFlow: `tf.function`. Without XLA its shapes stay open, so that one trace serves every batch and length; with XLA
 they are fixed, and callers round them up to a few sizes. JAX: `jax.jit`, shapes fixed, with the weights as arguments,
-so that they are not baked into the program. PyTorch: eager.
+so that they are not baked into the program. PyTorch: eager. So is, on every backend, whatever runs a model that has an
+engine of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from tfgptj.attention import WRITER
 OPEN_IN_CACHES, OPEN = (0, 2), (0, 1)
 
 
+def runs_itself(model: Any) -> bool:
+    """Whether a model has an engine of its own, which no program can call: see :mod:`tfgptj.litert`."""
+    return bool(getattr(model, "runs_itself", False))
+
+
 class Compiled:
     """A function of a model and tensors, compiled on first use for each of its static arguments.
 
@@ -35,6 +41,8 @@ class Compiled:
         self.traces = 0  # how often the function was traced: what compilations are counted by
 
     def __call__(self, static: Any, *tensors: Any) -> Any:
+        if runs_itself(self.model):
+            return self.function(self.model, static, *tensors)
         if static not in self.programs:
             self.programs[static] = getattr(self, f"_for_{keras.backend.backend()}")(static, tensors)
         return self.programs[static](*tensors)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
@@ -20,6 +21,7 @@ from tfgptj.generation import processors
 from tfgptj.generation.caches import with_room
 from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import Context, Names, process
+from tfgptj.generation.compiling import runs_itself
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -207,12 +209,22 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
 
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
-    newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
-    newest = ops.minimum(newest, model.config.vocab_size - 1)  # a pad token that fills a finished row may be none of V
+    # An engine is called from the host, where Keras's operators would take longer than a small model's layers.
+    library, now = (np, _on_host(state)) if runs_itself(model) else (ops, state)
+    newest = library.take(now.ids, library.expand_dims(now.slot - 1, 0), axis=1)  # [B, 1]
+    # A pad token that fills a finished row may be none of V.
+    newest = library.minimum(newest, model.config.vocab_size - 1)
     hidden, caches = model.transformer.step(
-        newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1, record
+        newest, now.length[:, None] - 1, now.real[:, None, None, :], state.caches, now.slot - 1, record
     )
     return next_logits(model, hidden), state._replace(caches=caches)
+
+
+def _on_host(state: State) -> State:
+    """A state whose tables of tokens are NumPy's."""
+    names = ("ids", "real", "length", "slot")
+    tables: dict[str, Any] = {name: np.asarray(ops.convert_to_numpy(getattr(state, name))) for name in names}
+    return state._replace(**tables)
 
 
 def next_logits(model: TFGPTJForCausalLM, hidden: Any) -> Any:

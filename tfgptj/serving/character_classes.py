@@ -40,8 +40,6 @@ def character_classes() -> CharacterClasses:
             rest[start:end] = True
         kinds[~rest] = kind
     changes = np.flatnonzero(np.diff(kinds, prepend=-1))
-    first, kind = codes[changes], kinds[changes]
     # Beyond the last one there is nothing but others.
-    return CharacterClasses(
-        np.append(first, LAST_CHARACTER + 1).astype(np.int32), np.append(kind, OTHER).astype(np.int32)
-    )
+    first, found = np.append(codes[changes], LAST_CHARACTER + 1), np.append(kinds[changes], OTHER)
+    return CharacterClasses(first.astype(np.int32), found.astype(np.int32))

@@ -19,6 +19,7 @@ from tfgptj.heads import TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJFo
 from tfgptj.limits import MAX_SERVED_ROWS, MAX_SERVED_TOKENS
 from tfgptj.serving.answers import AnswerSignatures, classifier_signatures
 from tfgptj.serving.decoding import MAX_SEED, served_config
+from tfgptj.serving.deployment import add_serving_files
 from tfgptj.serving.language import LanguageSignatures
 from tfgptj.serving.requests import Caps
 from tfgptj.serving.shared_blocks import SharedBlocks
@@ -41,7 +42,9 @@ def export_saved_model(
 ) -> Path:
     """Write a SavedModel that takes text and gives text, and needs TensorFlow alone.
 
-    It is written beside its place and renamed when all is on disk: TensorFlow Serving never sees half of one.
+    It is written beside its place and renamed when all is on disk: TensorFlow Serving never sees half of one. With it
+    come a warm-up and batching parameters; :func:`tfgptj.serving.deployment.write_deployment` writes what else a server
+    is started with.
 
     A language model has these signatures; [B] are rows, of which none depends on the others:
 
@@ -109,6 +112,9 @@ def export_saved_model(
     with new_version(Path(directory), version) as (staging, target):
         try:
             tf.saved_model.save(served, str(staging), signatures=traced, options=options)
+            # So many that, whatever is merged, no run of the graph is asked for too much.
+            merged = min(caps.rows, max(1, caps.tokens // caps.config.n_positions))
+            add_serving_files(staging, Path(directory).name, merged)
         except tf.errors.OpError as error:
             raise CheckpointError(f"{directory}: could not be written: {error.message}") from error
     return target

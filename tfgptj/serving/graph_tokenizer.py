@@ -61,7 +61,7 @@ class GraphTokenizer(tf.Module):
         self._words = WordSplitter()
         self._merger = Merger(make_merge_table(vocabulary.merges, vocabulary.base))
         byte_ids = {byte: vocabulary.base[char] for char, byte in byte_alphabet().items()}
-        tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        tokens = sorted(known := tokenizer.get_vocab(), key=known.__getitem__)
         skipped = np.isin(np.arange(len(tokens)), tokenizer.all_special_ids)
         with tf.device(CPU):
             self._byte_ids = tf.constant([byte_ids[byte] for byte in range(256)], tf.int32)

@@ -14,7 +14,7 @@ from tfgptj.serving.character_classes import OTHER, SPACE, character_classes
 
 NOTHING = -1  # stands for the kind of character beyond either end
 SHORT_ENDINGS = "stmd"  # behind an apostrophe
-LONG_ENDINGS = ("re", "ve", "ll")
+LONG_ENDINGS = (("r", "e"), ("v", "e"), ("l", "l"))
 
 
 class WordSplitter(tf.Module):
