@@ -252,7 +252,7 @@ def test_the_lowest_level_needs_the_standard_library_only() -> None:
 def test_importing_files_and_text_loads_no_backend() -> None:
     readers = {name for name in PATHS if name.startswith("checkpoints.")} - {"checkpoints.load", "checkpoints.save"}
     assert {"checkpoints.safetensors", "checkpoints.mapping"} <= readers
-    for module in ("", "cli", "pipelines", *TOKENIZER, *readers):
+    for module in ("", "cli", "pipelines", "serving.client", *TOKENIZER, *readers):
         assert not (loaded_with(module) if module in PATHS else set()) & {"keras", *LIBRARIES}, module
 
 
