@@ -95,7 +95,6 @@ def test_two_workers_train_like_one_process(tmp_path: Path) -> None:
             worker.kill()
     for each in found:
         assert each["AdamW"][0] <= 1e-6 and each["AdamW"][1] <= 5e-6 and each["text"]
-        assert each["fine-tuned"] <= 1e-5
     assert found[0]["written"] == ["step-00000006.safetensors"]
 
 
