@@ -1,12 +1,13 @@
-"""A small run that is always the same, and a program that is killed at a batch of it: see test_killed_runs.py.
+"""A small run that is always the same, and a program that begins it and is killed again and again: test_killed_runs.py.
 
-    python killed_runs.py DIRECTORY BATCH before|within|after
+    python killed_runs.py DIRECTORY SEED
 
-kills itself, by a signal that cannot be caught, at the batch: before it is written, while it is written, or after.
+The kills come by a signal that cannot be caught, at random moments: after a batch, or while its checkpoint is written.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -23,12 +24,14 @@ from tfgptj.training.data import language_modeling_dataset
 
 SMALL_VOCAB = Path(__file__).parent / "fixtures" / "small_vocab"
 TEXTS = [f"the king number {n} and all his {n * n} men of war\n" * (n % 5) for n in range(40)]
-EPOCHS, STEPS = 3, 6
+EPOCHS, STEPS, KILLS = 3, 6, 5
 SIZES: dict[str, Any] = {"vocab_size": 48, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_positions": 16}
 DROPOUT: dict[str, Any] = {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
 
 
-def new_model(dtype: str = "float32", lora: bool = False, quantized: str | None = None, **fields: Any) -> Any:
+def new_model(
+    dtype: str = "float32", lora: bool = False, quantized: str | None = None, run_eagerly: bool = False, **fields: Any
+) -> Any:
     """A model with dropout, always with the same weights and seeds."""
     keras.utils.set_random_seed(0)
     model = TFGPTJForCausalLM(GPTJConfig(**{**SIZES, **DROPOUT, **fields}, eos_token_id=None), dtype=dtype)
@@ -39,7 +42,7 @@ def new_model(dtype: str = "float32", lora: bool = False, quantized: str | None 
     optimizer = keras.optimizers.AdamW(1e-2, use_ema=True, ema_overwrite_frequency=5)
     if dtype == "mixed_float16":  # a scale that grows, and is too large at first
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**40, dynamic_growth_steps=4)
-    model.compile(optimizer)
+    model.compile(optimizer, run_eagerly=run_eagerly)
     return model
 
 
@@ -89,22 +92,41 @@ class Stop(keras.callbacks.Callback):
             self.function()
 
 
-def main(directory: str, batch: str, when: str) -> None:
+def main(directory: str, seed: str) -> None:
+    """Start the run, and start it anew, as often as it is to be killed.
+
+    Each start is a process forked from this one, which has imported everything and computed nothing, so that no thread
+    is lost. That saves five imports of TensorFlow.
+    """
+    random = np.random.default_rng(int(seed))
+    for _ in range(KILLS):
+        # Which batch is completed, or which file or directory is written to disk, counted from the start.
+        moment, at = ("batch", random.integers(1, 4)) if random.random() < 0.4 else ("sync", random.integers(1, 5))
+        child = os.fork()
+        if not child:
+            doomed(Path(directory), moment, int(at))
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        left = sorted(path.name for path in Path(directory).iterdir())
+        print(json.dumps({"status": status, "moment": moment, "at": int(at), "left": left}), flush=True)
+
+
+def doomed(directory: Path, moment: str, at: int) -> None:
+    """Go on with the run until it kills itself."""
+
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if when == "within":
-        sync, count = os.fsync, iter(range(1, int(batch)))
+    sync, count = os.fsync, iter(range(1, at))
 
-        def killed(descriptor: int) -> None:
-            if next(count, None) is None:
-                kill()
-            sync(descriptor)
+    def killed(descriptor: int) -> None:
+        if next(count, None) is None:
+            kill()
+        sync(descriptor)
 
+    if moment == "sync":
         os.fsync = killed  # the file is written, and has no name yet; or has it, and the old one is there too
-    model = new_model()
-    train(Path(directory), model, *([] if when == "within" else [Stop(int(batch), kill)]), save_freq=2)
-    np.savez(Path(directory) / "end.npz", **bits(model))
+    train(directory, new_model(run_eagerly=True), *([Stop(at, kill)] if moment == "batch" else []), save_freq=2)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ DOORS = {
     ("generative", "generation.results"): "TFGPTJForCausalLM.compute_transition_scores",
     ("generative", "generation.scoring"): "TFGPTJForCausalLM.score",
     ("generative", "generation.streaming"): "TFGPTJForCausalLM.stream",
+    ("pipelines.text_generation", "litert.model"): "a model that was converted for LiteRT generates text too",
     ("tokenizer", "checkpoints.hub"): "GPTJTokenizer.from_pretrained",
     ("tokenizer", "checkpoints.push"): "GPTJTokenizer.push_to_hub",
 }
@@ -82,6 +83,9 @@ BACKENDS = {
     "training.tfrecord": "reads TFRecord",
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
+
+# Packages that are imported under another name than they are installed.
+IMPORTED_AS = {"grpcio": "grpc"}
 
 # Modules that print; everything else returns text or raises.
 PRINTS = {
@@ -269,8 +273,10 @@ def test_backends_own_libraries_stand_only_where_they_must() -> None:
 def test_all_that_is_imported_is_declared() -> None:
     metadata = configparser.ConfigParser()
     metadata.read(ROOT / "setup.cfg")
-    requirements = metadata["options"]["install_requires"] + metadata["options.extras_require"]["backends"]
-    declared = {re.split(r"[<>=!~ \[]", line.strip())[0] for line in requirements.splitlines()}
+    extras = metadata["options.extras_require"]
+    requirements = metadata["options"]["install_requires"] + extras["backends"] + extras["litert"]
+    declared = {re.split(r"[<>=!~ \[]", line.strip())[0].replace("-", "_") for line in requirements.splitlines()}
+    declared |= {IMPORTED_AS.get(name, name) for name in declared}
     assert not {found.imported.split(".")[0]: str(found) for found in THIRD_PARTY}.keys() - declared
 
 

@@ -96,5 +96,5 @@ def test_arguments_are_checked() -> None:
         SampleText("the king", TOKENIZER, every=0)
     with pytest.raises(InputError, match="save_freq is 'batch', expected an integer from 1 on"):
         AdapterCheckpoint("unused", save_freq="batch")  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError):
-        Regular("epoch", "every").act({})
+    with pytest.raises(TypeError, match="abstract .*act"):
+        Regular("epoch", "every")  # type: ignore[abstract]

@@ -67,6 +67,7 @@ import sys
 from tfgptj import cli
 for arguments in ("--help", "run --help", "train --help", "pretrain --help", "convert --help", "bench --help",
                   "bench generate --help", "--version", "", "run --greedy --top-k 3", "bench generate --rounds many",
+                  "export --help", "export shakespeare there --greedy --seed 3",
                   "train --train-file a --output-dir b --epochs 0", "train --output-dir a"):
     try:
         cli.main(arguments.split())
@@ -337,3 +338,16 @@ def test_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert "fault: " in captured.out and "top_k" in captured.out
     assert captured.err == f"tfgptj: error: {tmp_path}: 1 fault(s), listed above\n"
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", str(GOLDENS / "causal_lm"), str(tmp_path / "served"), *model_flags("causal_lm")[2:]]
+    flags = ["--max-new-tokens", "3", "--seed", "5", "--version", "4", "--max-batch-size", "2", "--top-k", "7"]
+    assert cli.main([*command, *flags]) == cli.OK
+    assert capsys.readouterr().out == f"saved in {tmp_path}/served/4\n"
+    served = tf.saved_model.load(str(tmp_path / "served" / "4")).signatures["serving_default"]
+    expected = pipeline("text-generation", GOLDENS / "causal_lm", FIXTURES / "small_vocab", dtype="float32")
+    text = expected("the", max_new_tokens=3, do_sample=True, top_k=7, seed=5, return_full_text=False)
+    assert served(prompt=tf.constant(["the"]))["text"].numpy()[0].decode() == text[0]["generated_text"]
+    assert "exists already" in failure([*command, *flags], capsys)
+    assert "--greedy draws nothing, so --seed would" in usage_error([*command, "--greedy", "--seed", "5"], capsys)

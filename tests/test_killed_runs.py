@@ -1,29 +1,28 @@
-"""Training that is killed for real, as by a power cut: the run that goes on ends with the bits of an unbroken one."""
+"""Training that is killed for real, as by power cuts: the run that goes on ends with the bits of an unbroken one."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import numpy as np
-from killed_runs import bits, new_model, train
+from conftest import run_python
+from killed_runs import KILLS, bits, new_model, train
 
-HERE = Path(__file__).parent
 
-
-def test_a_run_that_is_killed_while_it_saves_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    program = [sys.executable, HERE / "killed_runs.py", tmp_path / "killed", "4", "within"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=HERE, env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-    half, whole = sorted(path.name for path in (tmp_path / "killed").iterdir())
-    assert half.startswith(".tfgptj-") and whole == "step-00000002.safetensors"
-    resumed, alone = new_model(), new_model()
-    train(tmp_path / "killed", resumed, save_freq=2)
-    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["step-00000018.safetensors"]
+def test_a_run_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    done = run_python("killed_runs.py", killed, "0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [kill["status"] for kill in kills] == [-9] * KILLS
+    # Among them are kills between checkpoints and within one: of a file that has no name yet, and of one that has.
+    assert {kill["moment"] for kill in kills} == {"batch", "sync"}
+    assert any(name.startswith(".tfgptj-") for kill in kills for name in kill["left"])
+    resumed, alone = (new_model(run_eagerly=True) for _ in range(2))
+    assert train(killed, resumed, save_freq=2).step > 0
+    assert [path.name for path in killed.iterdir()] == ["step-00000018.safetensors"]
     train(tmp_path / "alone", alone, save_freq=2)
     found, expected = bits(resumed), bits(alone)
     assert found.keys() == expected.keys()

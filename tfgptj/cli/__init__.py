@@ -24,6 +24,7 @@ from tfgptj.cli.checkpoints import (
     validate,
 )
 from tfgptj.cli.running import RUN_HELP, add_run_arguments, run
+from tfgptj.cli.serving import EXPORT_HELP, add_export_arguments, export
 from tfgptj.cli.training import TRAIN_HELP, add_pretrain_arguments, add_train_arguments, pretrain, train
 from tfgptj.errors import TFGPTJError
 
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add_info_arguments(add(info))
     add_convert_arguments(add(convert))
     add_validate_arguments(add(validate))
+    add_export_arguments(add(export, EXPORT_HELP))
     bench = verbs.add_parser("bench", help=BENCH_HELP.rstrip("."), description=BENCH_HELP)
     benches = bench.add_subparsers(metavar="WHAT", required=True)
     add_generate_arguments(add(generate, GENERATE_HELP, benches))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import keras
@@ -39,7 +40,7 @@ class StopOnNaN(keras.callbacks.Callback):
             )
 
 
-class Regular(keras.callbacks.Callback):
+class Regular(keras.callbacks.Callback, ABC):
     """What is done at the end of every epoch, or every so many batches.
 
     Args:
@@ -56,9 +57,9 @@ class Regular(keras.callbacks.Callback):
             check_positive(name, freq)
         self.freq, self._batches, self._last = freq, 0, -1
 
+    @abstractmethod
     def act(self, logs: dict[str, Any]) -> None:
         """Do it."""
-        raise NotImplementedError
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._last = -1
