@@ -121,6 +121,8 @@ def interrupted_run(scope: Callable[[], Any], directory: Path) -> float:
 
 def fine_tuned(directory: Path, strategy: str, name: str) -> dict[str, float]:
     """All scores of a run of `tfgptj train` of its own."""
+    import keras
+
     from tfgptj import GPTJConfig, GPTJTokenizer, TFGPTJForCausalLM
     from tfgptj.training.fine_tuning import fine_tune
     from tfgptj.training.settings import FineTuning
@@ -131,12 +133,13 @@ def fine_tuned(directory: Path, strategy: str, name: str) -> dict[str, float]:
     (place / "train.txt").write_text(text)
     tokenizer = GPTJTokenizer.train([text], vocab_size=270)
     tokenizer.save_pretrained(place / "base")
+    keras.utils.set_random_seed(0)
     TFGPTJForCausalLM(GPTJConfig(**{**SIZES, "vocab_size": 270}, eos_token_id=None)).save_pretrained(place / "base")
     found = fine_tune(
         FineTuning(
-            train_files=(str(place / "train.txt"),), model=str(place / "base"), output_dir=str(directory / "tuned"),
+            train_files=(str(place / "train.txt"),), model=str(place / "base"), output_dir=str(place / "tuned"),
             validation_split=0.2, batch_size=4, block_size=16, epochs=1, learning_rate=1e-2, global_clipnorm=0.0,
-            strategy=strategy, save_freq=5, overwrite=True,
+            strategy=strategy, save_freq=5,
         ),
         verbose=0,
     )  # fmt: skip
@@ -187,14 +190,12 @@ def mirrored(directory: Path) -> dict[str, Any]:
 
 def fine_tuning(directory: Path) -> float:
     """The largest difference of a score between two replicas and one device."""
-    import keras
     import tensorflow as tf
 
     found = []
     # By itself it takes GPUs, or one CPU.
     tf.distribute.MirroredStrategy = functools.partial(tf.distribute.MirroredStrategy, ["CPU:0", "CPU:1"])
     for strategy in ("none", "mirrored"):
-        keras.utils.set_random_seed(0)
         found.append(fine_tuned(directory, strategy, strategy))
     return max(difference(found[0][name], found[1][name]) for name in found[0])
 

@@ -38,12 +38,20 @@ MODULES = (
 
 
 def topic_texts(share: float = 0.1) -> tuple[str, str]:
-    """The texts of all topics, most of them to train on and a share held out: whole topics, drawn at random."""
+    """The texts of all topics, most of them to train on and a share held out: whole topics, drawn at random.
+
+    Many paragraphs stand in several topics. Those that are held out are taken from the others.
+    """
     names = sorted(topics)
     random.Random(0).shuffle(names)
     cut = int(len(names) * (1 - share))
-    train, held_out = ("\n\n\n".join(topics[name] for name in part) for part in (names[:cut], names[cut:]))
-    return train, held_out
+    held_out = [topics[name].split("\n\n") for name in names[cut:]]
+    known = {" ".join(part.split()) for parts in held_out for part in parts}
+    train = [
+        [part for part in topics[name].split("\n\n") if " ".join(part.split()) not in known] for name in names[:cut]
+    ]
+    first, second = ("\n\n\n".join("\n\n".join(parts) for parts in texts) for texts in (train, held_out))
+    return first, second
 
 
 def paragraphs(most: int = 8, shortest: int = 60) -> list[tuple[str, str]]:

@@ -208,7 +208,7 @@ def test_a_classifier_learns(place: Path) -> None:
         truncation=True, block_size=64, epochs=4, batch_size=16, learning_rate=1e-2,
     )  # fmt: skip
     summary = fine_tune(settings, verbose=0)
-    assert summary["validation"]["accuracy"] > summary["baseline"]["accuracy"] + 0.3
+    assert summary["validation"]["accuracy"] > summary["baseline"]["accuracy"] + 0.2
     assert summary["validation"]["macro_f1"] > summary["baseline"]["macro_f1"] + 0.3
     config = GPTJConfig.from_pretrained(place / "classifier")
     assert config.id2label == dict(enumerate(sorted({topic for _, topic in rows})))

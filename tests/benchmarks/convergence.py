@@ -129,9 +129,9 @@ def words(text: str) -> list[str]:
 
 
 RUNS = {
-    "language model": lambda place: language_model(place, epochs=4, learning_rate=1e-3),
+    "language model": lambda place: language_model(place, epochs=2, learning_rate=1e-3),
     "language model, LoRA": lambda place: language_model(
-        place, epochs=4, learning_rate=4e-3, lora=16, lora_alpha=32.0, lora_targets=("all-linear", "lm_head")
+        place, epochs=2, learning_rate=4e-3, lora=16, lora_alpha=32.0, lora_targets=("all-linear", "lm_head")
     ),
     "classifier": classifier,
     "question answering": answering,

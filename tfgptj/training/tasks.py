@@ -117,16 +117,14 @@ class LanguageModeling(Task):
     def training_data(
         self, batch_size: int, shard: Shard = (0, 1), *, epochs: int | None = None, start_step: int = 0
     ) -> Dataset:
-        return token_dataset(
-            self.tokens, block_size=self.size, batch_size=batch_size, seed=self.settings.seed, epochs=epochs,
-            shard=shard, start_step=start_step,
+        return self._dataset(
+            self.tokens, batch_size=batch_size, seed=self.settings.seed, epochs=epochs, shard=shard,
+            start_step=start_step,
         )  # fmt: skip
 
     def validation_data(self, batch_size: int, shard: Shard = (0, 1)) -> Dataset:
-        assert self.held_out is not None  # is asked for where has_validation
-        return token_dataset(
-            self.held_out, block_size=self.size, batch_size=batch_size, shuffle=False, drop_remainder=False, shard=shard
-        )
+        whole = self.settings.strategy == "multiworker"
+        return self._dataset(self.held_out, batch_size=batch_size, shuffle=False, drop_remainder=whole, shard=shard)
 
     def metrics(self) -> list[Any]:
         return [Perplexity(), BitsPerByte(self.tokenizer)]
@@ -134,6 +132,11 @@ class LanguageModeling(Task):
     def scores(self, model: Any, found: dict[str, float]) -> dict[str, float]:
         # Keras's own is a mean over batches, of which the last has fewer tokens.
         return {"loss": math.log(found["perplexity"])}
+
+    def _dataset(self, tokens: Any, **options: Any) -> Dataset:
+        data = token_dataset(tokens, block_size=self.size, **options)
+        # From several workers Keras 3.15 takes one tensor alone. In whole blocks the ids are labels enough.
+        return data.map(lambda inputs, labels: labels) if self.settings.strategy == "multiworker" else data
 
     def _tokens(self, files: tuple[str, ...]) -> Tokens:
         place = Path(self.settings.output_dir) / TOKENS_DIRECTORY
