@@ -59,6 +59,7 @@ DOORS = {
     ("generative", "generation.results"): "TFGPTJForCausalLM.compute_transition_scores",
     ("generative", "generation.scoring"): "TFGPTJForCausalLM.score",
     ("generative", "generation.streaming"): "TFGPTJForCausalLM.stream",
+    ("pipelines.text_generation", "litert.model"): "a model that was converted for LiteRT generates text too",
     ("tokenizer", "checkpoints.hub"): "GPTJTokenizer.from_pretrained",
     ("tokenizer", "checkpoints.push"): "GPTJTokenizer.push_to_hub",
 }
@@ -80,11 +81,15 @@ BACKENDS = {
     "serving": "writes SavedModels",
     "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",
+    "training.devices": "tf.distribute is TensorFlow's",
     "training.in_place": "TensorFlow's kernels that change weights where they are",
     "training.state": "saves the state of PyTorch's random numbers",
     "training.tfrecord": "reads TFRecord",
 }
 LIBRARIES = {"tensorflow", "jax", "jaxlib", "torch"}
+
+# Packages that are imported under another name than they are installed.
+IMPORTED_AS = {"grpcio": "grpc"}
 
 # Modules that print; everything else returns text or raises.
 PRINTS = {
@@ -251,7 +256,7 @@ def test_the_lowest_level_needs_the_standard_library_only() -> None:
 def test_importing_files_and_text_loads_no_backend() -> None:
     readers = {name for name in PATHS if name.startswith("checkpoints.")} - {"checkpoints.load", "checkpoints.save"}
     assert {"checkpoints.safetensors", "checkpoints.mapping"} <= readers
-    for module in ("", "cli", "pipelines", *TOKENIZER, *readers):
+    for module in ("", "cli", "pipelines", "serving.client", *TOKENIZER, *readers):
         assert not (loaded_with(module) if module in PATHS else set()) & {"keras", *LIBRARIES}, module
 
 
@@ -272,8 +277,10 @@ def test_backends_own_libraries_stand_only_where_they_must() -> None:
 def test_all_that_is_imported_is_declared() -> None:
     metadata = configparser.ConfigParser()
     metadata.read(ROOT / "setup.cfg")
-    requirements = metadata["options"]["install_requires"] + metadata["options.extras_require"]["backends"]
-    declared = {re.split(r"[<>=!~ \[]", line.strip())[0] for line in requirements.splitlines()}
+    extras = metadata["options.extras_require"]
+    requirements = metadata["options"]["install_requires"] + extras["backends"] + extras["litert"]
+    declared = {re.split(r"[<>=!~ \[]", line.strip())[0].replace("-", "_") for line in requirements.splitlines()}
+    declared |= {IMPORTED_AS.get(name, name) for name in declared}
     assert not {found.imported.split(".")[0]: str(found) for found in THIRD_PARTY}.keys() - declared
 
 

@@ -65,8 +65,10 @@ def test_help_and_checkpoints_load_no_framework(tmp_path: Path) -> None:
     program = f"""
 import sys
 from tfgptj import cli
-for arguments in ("--help", "run --help", "train --help", "convert --help", "bench --help", "bench generate --help",
-                  "--version", "", "run --greedy --top-k 3", "bench generate --rounds many"):
+for arguments in ("--help", "run --help", "train --help", "pretrain --help", "convert --help", "bench --help",
+                  "bench generate --help", "--version", "", "run --greedy --top-k 3", "bench generate --rounds many",
+                  "export --help", "export shakespeare there --greedy --seed 3",
+                  "train --train-file a --output-dir b --epochs 0", "train --output-dir a"):
     try:
         cli.main(arguments.split())
     except SystemExit:
@@ -199,8 +201,8 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert "not allowed with argument" in usage_error([*RUN, "a", "--greedy", "--do-sample"], capsys)
     assert "there is no directory nowhere" in usage_error([*RUN, "a", "--output", "nowhere/out"], capsys)
     assert "invalid choice: 'poetry'" in usage_error(["run", "--task", "poetry", "a"], capsys)
-    assert "must be at least 1, got 0" in usage_error(["train", "a", "b", "--epochs", "0"], capsys)
-    assert "invalid int value: 'x'" in usage_error(["train", "a", "b", "--epochs", "x"], capsys)
+    assert "must be at least 1, got 0" in usage_error(["pretrain", "a", "b", "--epochs", "0"], capsys)
+    assert "invalid int value: 'x'" in usage_error(["pretrain", "a", "b", "--epochs", "x"], capsys)
     assert "required: VERB" in usage_error([], capsys)
 
 
@@ -254,12 +256,12 @@ def test_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert "--device needs TensorFlow, and Keras runs on jax" in failure([*RUN, "--device", "0", "a"], capsys)
 
 
-# train and info
+# pretrain and info
 
 
-def test_train_has_a_flag_for_everything_in_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pretrain_has_a_flag_for_everything_in_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["train", "--help"])
+        cli.main(["pretrain", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(Recipe):
         assert f"--{field.name.replace('_', '-')} X" in shown
@@ -267,13 +269,13 @@ def test_train_has_a_flag_for_everything_in_a_recipe(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")  # of Keras's, for every tf.data.Dataset
-def test_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pretrain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question. " * 65)
     sizes = {"vocab-size": 270, "n-embd": 16, "n-layer": 1, "n-head": 2, "rotary-dim": 4}
     steps = {"block-size": 16, "batch-size": 4, "epochs": 2, "warmup-steps": 2, "bpe-dropout": 0, "dtype": "float32"}
     flags = [part for name, value in (sizes | steps).items() for part in (f"--{name}", str(value))]
-    command = ["train", str(text), str(tmp_path / "made"), *flags, "--quiet"]
+    command = ["pretrain", str(text), str(tmp_path / "made"), *flags, "--quiet"]
     assert cli.main(command) == cli.OK
     out = capsys.readouterr().out
     assert "nats per character" in out and f"saved in {tmp_path / 'made'}" in out
@@ -283,7 +285,7 @@ def test_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command, "--overwrite"]) == cli.OK
     assert capsys.readouterr().out == out  # the same seed trains the same model
     text.write_bytes(b"caf\xe9")
-    assert f"{text}: is not text in UTF-8" in failure(["train", str(text), str(tmp_path / "other")], capsys)
+    assert f"{text}: is not text in UTF-8" in failure(["pretrain", str(text), str(tmp_path / "other")], capsys)
 
 
 def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,3 +338,16 @@ def test_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert "fault: " in captured.out and "top_k" in captured.out
     assert captured.err == f"tfgptj: error: {tmp_path}: 1 fault(s), listed above\n"
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["export", str(GOLDENS / "causal_lm"), str(tmp_path / "served"), *model_flags("causal_lm")[2:]]
+    flags = ["--max-new-tokens", "3", "--seed", "5", "--version", "4", "--max-batch-size", "2", "--top-k", "7"]
+    assert cli.main([*command, *flags]) == cli.OK
+    assert capsys.readouterr().out == f"saved in {tmp_path}/served/4\n"
+    served = tf.saved_model.load(str(tmp_path / "served" / "4")).signatures["serving_default"]
+    expected = pipeline("text-generation", GOLDENS / "causal_lm", FIXTURES / "small_vocab", dtype="float32")
+    text = expected("the", max_new_tokens=3, do_sample=True, top_k=7, seed=5, return_full_text=False)
+    assert served(prompt=tf.constant(["the"]))["text"].numpy()[0].decode() == text[0]["generated_text"]
+    assert "exists already" in failure([*command, *flags], capsys)
+    assert "--greedy draws nothing, so --seed would" in usage_error([*command, "--greedy", "--seed", "5"], capsys)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,20 +12,19 @@ from typing import Any
 
 import keras
 import pytest
+from conftest import ENVIRONMENT, TESTS
 
 from tfgptj import GPTJConfig
 from tfgptj.errors import BackendError, InputError
 from tfgptj.training.layouts import layout_map
 
-HERE = Path(__file__).parent
 ON_JAX = keras.backend.backend() == "jax"
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, HERE / "distributed.py", *map(str, arguments)]
+    command = [sys.executable, TESTS / "distributed.py", *map(str, arguments)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TESTS, env=ENVIRONMENT
     )
 
 
@@ -76,6 +74,10 @@ def test_a_mirrored_run_that_is_cut_off_goes_on_exactly(mirrored: dict[str, Any]
 
 def test_every_head_trains_on_two_replicas(mirrored: dict[str, Any]) -> None:
     assert len(mirrored["heads"]) == 6 and max(mirrored["heads"]) <= 1e-5
+
+
+def test_fine_tuning_on_two_replicas_is_that_on_one(mirrored: dict[str, Any]) -> None:
+    assert mirrored["fine-tuned"] <= 1e-5
 
 
 def test_two_workers_train_like_one_process(tmp_path: Path) -> None:

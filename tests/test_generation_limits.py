@@ -21,9 +21,6 @@ G12 parts of characters and stops  test_streaming, test_stopping
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import run_python
 from generation_goldens import load
 
 from tfgptj.config import GPTJConfig
@@ -277,10 +275,8 @@ print(load().generate([[5, 6, 7]], do_sample=True, seed=2**64 + 5, max_new_token
 
 @pytest.mark.skipif(not TENSORFLOW, reason="random numbers are NumPy's on every backend")
 def test_another_process_draws_the_same(model: TFGPTJForCausalLM) -> None:
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests.parent), str(tests)])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", DRAW], env=environment, capture_output=True, text=True, check=True)
+    done = run_python("-c", DRAW, PYTHONHASHSEED="7")
+    assert done.returncode == 0, done.stderr[-3000:]
     options = {"do_sample": True, "seed": 2**64 + 5, "max_new_tokens": 12, "eos_token_id": None}
     for jit in (False, True):
         assert model.generate([[5, 6, 7]], jit_compile=jit, **options).tolist() == json.loads(done.stdout)

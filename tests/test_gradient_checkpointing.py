@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import elsewhere, numbers
+from conftest import elsewhere, numbers, run_python
 from test_models import HEADS, IDS, LABELS, config
 
 from tfgptj import TFGPTJForCausalLM
@@ -244,9 +241,5 @@ print("equal")
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")
 def test_two_replicas_train_like_one_device(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
+    done = run_python("-c", PROGRAM, cwd=tmp_path)
     assert done.stdout.endswith("equal\n"), done.stderr[-3000:]

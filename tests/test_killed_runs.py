@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from conftest import run_python
 from killed_runs import KILLS, bits, new_model, train
-
-HERE = Path(__file__).parent
 
 
 def test_a_run_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "TF_CPP_MIN_LOG_LEVEL": "3"}
     killed = tmp_path / "killed"
     killed.mkdir()
-    program = [sys.executable, HERE / "killed_runs.py", killed, "0"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=HERE, env=environment, check=False)
+    done = run_python("killed_runs.py", killed, "0")
     assert done.returncode == 0, done.stderr[-3000:]
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert [kill["status"] for kill in kills] == [-9] * KILLS

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from conftest import run_python
 
 PROGRAM = """
 import tensorflow as tf
@@ -49,9 +46,5 @@ print("equal")
 
 
 def test_the_loss_is_the_mean_over_the_global_batch() -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=here, env=environment, check=False
-    )
+    done = run_python("-c", PROGRAM)
     assert done.stdout.endswith("equal\n"), done.stderr[-3000:]

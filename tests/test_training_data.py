@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import numbers
+from conftest import numbers, run_python
 
 from tfgptj import GPTJConfig, GPTJTokenizer, TFGPTJForCausalLM
 from tfgptj.errors import InputError
@@ -273,11 +270,7 @@ print("equal")
 
 
 def test_two_replicas_part_each_batch() -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "TF_CPP_MIN_LOG_LEVEL": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=here, env=environment, check=False
-    )
+    done = run_python("-c", PROGRAM)
     assert done.stdout.endswith("equal\n"), done.stderr[-3000:]
     assert "sharding" not in done.stderr.lower()  # TensorFlow warns of datasets that it cannot part
 

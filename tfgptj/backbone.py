@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -14,6 +16,10 @@ from tfgptj.block import ParallelBlock
 from tfgptj.config import GPTJConfig
 from tfgptj.inputs import IDS
 from tfgptj.rotary import RotaryEmbedding
+
+# How the program that is being traced takes a block's step, where it has a better way than :meth:`ParallelBlock.step`,
+# whose arguments, the block first, and results it has.
+STEP: ContextVar[Callable[..., tuple[Any, Cache]] | None] = ContextVar("STEP", default=None)
 
 
 @keras.saving.register_keras_serializable(package="tfgptj")
@@ -169,11 +175,11 @@ class TFGPTJModel(GPTJBase):
         """
         x = self.embedding({"input_ids": input_ids}, training=False)
         sin, cos = self.rotary(positions)
-        new = []
+        new, step = [], STEP.get() or ParallelBlock.step
         for i, block in enumerate(self.blocks):
             if record is not None:
                 record.append(x)
-            x, cache = block.step(x, sin, cos, mask, None if caches is None else caches[i], slot, record)
+            x, cache = step(block, x, sin, cos, mask, None if caches is None else caches[i], slot, record)
             new.append(cache)
         x = self.ln_f(x)
         if record is not None:

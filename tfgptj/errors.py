@@ -60,3 +60,7 @@ class ResourceLimitError(TFGPTJError, MemoryError):
 
 class BackendError(TFGPTJError, RuntimeError):
     """A device or Keras backend lacks what was asked for."""
+
+
+class ServerError(TFGPTJError, OSError):
+    """A model server cannot be reached, refuses a request, or answers what it should not."""

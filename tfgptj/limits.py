@@ -67,3 +67,13 @@ MAX_MSGPACK_NAME = 256
 # One line of a JSONL file, or one value of a CSV file. The longest documents of public corpora have some 10 MB. Parsing
 # and tokenising take up to about 20 times as much for a moment: some 1.3 GB.
 MAX_ROW_BYTES = 64 * 2**20
+
+# What a served model takes in one request, unless an export says otherwise. GPT-J-6B keeps 459 kB of keys and values
+# for a token in bfloat16: 7.5 GB for as many tokens. The attention scores of prompts of 2048 tokens come to
+# 2 · 4 · 16 · 2048 bytes for a token: 4.3 GB.
+MAX_SERVED_ROWS = 64
+MAX_SERVED_TOKENS = 2**14  # rows times the slots of each: the longest prompt's and the longest continuation's
+
+# A text that a graph takes in front of a model: GPT-J's 2,048 tokens of at most 128 bytes are 256 KiB. While it is cut
+# into tokens, a byte takes about 100 bytes.
+MAX_TEXT_BYTES = 2**20

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError, InputTypeError
 
 IGNORE_INDEX = -100  # PyTorch's mark for labels that do not count
@@ -118,6 +119,15 @@ def classification_loss(
     losses = ops.mean(ops.square(logits - labels) if problem_type == "regression" else binary, axis=-1)  # [B]
     losses = losses if sample_weight is None else losses * ops.cast(sample_weight, "float32")
     return ops.mean(losses) if counted is None else ops.sum(losses) / ops.maximum(counted, 1.0)
+
+
+def default_function(config: GPTJConfig) -> str:
+    """What turns the logits of a classifier into scores: the inverse of its loss's link."""
+    if config.problem_type == "regression":
+        return "none"
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return "sigmoid"
+    return "softmax"
 
 
 def classification_count(labels: Any, num_labels: int, problem_type: str | None = None) -> Any:

@@ -170,7 +170,7 @@ class GPTJTokenizer:
         Raises:
             OSError: if the directory cannot be written.
         """
-        write_vocabulary(Path(directory), self._with_current_settings())
+        write_vocabulary(Path(directory), self.current_vocabulary())
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Save all files and upload them: see :func:`tfgptj.checkpoints.push.push_to_hub`."""
@@ -192,7 +192,7 @@ class GPTJTokenizer:
         """
         if not isinstance(dropout, Real) or not 0 <= dropout <= 1:
             raise InputError(f"dropout is {dropout!r}, expected a probability from 0 to 1.")
-        return type(self)(self._with_current_settings(), dropout)
+        return type(self)(self.current_vocabulary(), dropout)
 
     def __len__(self) -> int:
         """All tokens, added ones included: 50,400 for GPT-J."""
@@ -346,6 +346,14 @@ class GPTJTokenizer:
         rows = sequences if isinstance(sequences, list | tuple) else np.asarray(sequences)
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
 
+    def current_vocabulary(self) -> Vocabulary:
+        """Return the vocabulary with the settings as they are now."""
+        batching.check_choice("padding_side", self.padding_side, SIDES)
+        batching.check_choice("truncation_side", self.truncation_side, SIDES)
+        names = (*ROLES, "model_max_length", "padding_side", "truncation_side")
+        current = {name: getattr(self, name) for name in names} | {"add_bos_token": bool(self._leading_ids())}
+        return replace(self._vocabulary, settings=self._vocabulary.settings._replace(**current))
+
     def _encode_rows(
         self, texts: list[str], add_special_tokens: bool, length: int | None, side: str
     ) -> list[list[int]]:
@@ -382,13 +390,6 @@ class GPTJTokenizer:
             raise TokenizerError(f"Token id {bad} is not one of the {len(self)} tokens (0 to {len(self) - 1}).")
         checked: list[int] = array.reshape(-1).tolist()
         return checked
-
-    def _with_current_settings(self) -> Vocabulary:
-        batching.check_choice("padding_side", self.padding_side, SIDES)
-        batching.check_choice("truncation_side", self.truncation_side, SIDES)
-        names = (*ROLES, "model_max_length", "padding_side", "truncation_side")
-        current = {name: getattr(self, name) for name in names} | {"add_bos_token": bool(self._leading_ids())}
-        return replace(self._vocabulary, settings=self._vocabulary.settings._replace(**current))
 
 
 def _build_backend(vocabulary: Vocabulary, dropout: float) -> Tokenizer:

@@ -9,9 +9,7 @@ beside the checkpoint and once for all. CHECKPOINT is a directory with `config.j
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import shutil
 import tempfile
 import time
@@ -19,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers import memory, processors, serve
+from peers import Peer, processors, serve
 
 
-class Generator:
+class Generator(Peer):
     """A loaded model, and how long it takes to generate: greedy, and never with an end of text.
 
     Args:
@@ -30,7 +28,6 @@ class Generator:
         dtype: of the weights and of the computation.
     """
 
-    packages: tuple[str, ...] = ()  # whose versions are told
     own_format = ""  # what is added to the checkpoint's name for weights in the library's own format
     fewest_tokens: dict[str, int] = {}  # that a mode can add, where it is not 1
 
@@ -69,11 +66,6 @@ class Generator:
     def generate(self, mode: str, ids: Any, new: int) -> Any:
         """Add so many tokens to int [B, P], and return the new ones, int [B, new]."""
         raise NotImplementedError
-
-    def facts(self) -> dict[str, Any]:
-        """What this worker is, in plain values."""
-        names = {name: importlib.metadata.version(name) for name in self.packages}
-        return {"versions": {**names, "python": platform.python_version()}, "threads": processors(), "memory": memory()}
 
     def prompt(self, batch: int, length: int) -> Any:
         """The same random ids in every worker, int64 [B, P]."""
@@ -124,6 +116,33 @@ class Ours(Generator):
         from tfgptj.benchmark.machine import versions
 
         return {**super().facts(), "versions": versions()}
+
+
+class LiteRT(Generator):
+    """tfgptj on LiteRT's kernels: "int8", "int4" in blocks of 32, or "int4-wide", one scale for each output."""
+
+    packages = ("ai-edge-litert", "keras", "numpy")
+
+    @classmethod
+    def prepare(cls, checkpoint: Path) -> None:
+        for dtype in LITERT:
+            if not cls.directory(checkpoint, dtype).exists():
+                from tfgptj.litert.convert import convert
+
+                convert(checkpoint, cls.directory(checkpoint, dtype), **LITERT[dtype])
+
+    @staticmethod
+    def directory(checkpoint: Path, dtype: str) -> Path:
+        """Where the converted model is."""
+        return checkpoint.with_name(f"{checkpoint.name}-litert-{dtype}")
+
+    def load(self) -> None:
+        from tfgptj.litert.model import LiteRTGPTJForCausalLM
+
+        self.model = LiteRTGPTJForCausalLM.from_pretrained(self.directory(self.checkpoint, self.dtype))
+
+    def generate(self, mode: str, ids: Any, new: int) -> Any:
+        return self.model.generate(ids, max_new_tokens=new, eos_token_id=None)[:, ids.shape[1] :]
 
 
 class Bandwidth(Generator):
@@ -289,7 +308,12 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return found, 1e3 * (time.perf_counter() - start)
 
 
-CLASSES = {cls.__name__: cls for cls in (Ours, Bandwidth, HFTensorFlow, HFTorch, CTranslate2, KerasHub)}
+LITERT: dict[str, dict[str, int]] = {
+    "int8": {"bits": 8},
+    "int4": {"bits": 4},
+    "int4-wide": {"bits": 4, "block_size": 0},
+}
+CLASSES = {cls.__name__: cls for cls in (Ours, LiteRT, Bandwidth, HFTensorFlow, HFTorch, CTranslate2, KerasHub)}
 
 
 def main() -> None:

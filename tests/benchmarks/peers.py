@@ -8,8 +8,10 @@ Worker processes import this module with nothing but the standard library.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -92,6 +94,17 @@ def serve(start: Callable[[], Any]) -> None:
         value = _answered(lambda: {"value": getattr(worker, method)(**arguments)})  # noqa: B023  # called at once
         if value is not None:
             _say(value)
+
+
+class Peer:
+    """A worker that stands for a library."""
+
+    packages: tuple[str, ...] = ()  # whose versions are told
+
+    def facts(self) -> dict[str, Any]:
+        """What this worker is, in plain values."""
+        names = {name: importlib.metadata.version(name) for name in self.packages}
+        return {"versions": {**names, "python": platform.python_version()}, "threads": processors(), "memory": memory()}
 
 
 def memory() -> dict[str, int]:

@@ -6,7 +6,7 @@
 The model has 77 million parameters and random weights, the same for all, and every peer uses AdamW; the first loss of
 each shows that they compute the same. PYTHON is an interpreter of an environment with torch, transformers==4.57.6,
 safetensors, tensorflow and tf-keras. Every library loads the model in a process of its own; a round asks each in turn
-for one step, and measures what the machine's product of matrices gives.
+for one step, and measures what the machine's product of matrices gives. All eight together take 20 GB of memory.
 """
 
 from __future__ import annotations

@@ -9,28 +9,24 @@ runs a worker in the environment that has the library. CHECKPOINT is a directory
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import generators
-from peers import memory, processors, serve
+from peers import Peer, processors, serve
 
 LEARNING_RATE = 1e-4
 
 
-class Trainer:
+class Trainer(Peer):
     """A loaded model with AdamW, and how long a step on one batch takes.
 
     Args:
         checkpoint: the directory.
         mode: dtype, and whether XLA compiles.
     """
-
-    packages: tuple[str, ...] = ()  # whose versions are told
 
     def __init__(self, checkpoint: Path, mode: str) -> None:
         self.checkpoint = checkpoint
@@ -47,11 +43,6 @@ class Trainer:
         """Train on int32 [B, T], which are inputs and labels, and return the loss before."""
         raise NotImplementedError
 
-    def facts(self) -> dict[str, Any]:
-        """What this worker is, in plain values."""
-        names = {name: importlib.metadata.version(name) for name in self.packages}
-        return {"versions": {**names, "python": platform.python_version()}, "threads": processors(), "memory": memory()}
-
     def measure(self, rows: int, tokens: int) -> dict[str, float]:
         """Milliseconds of one step, and the loss that it began with."""
         import numpy as np
@@ -65,7 +56,10 @@ class Trainer:
 class Ours(Trainer):
     """tfgptj on TensorFlow, by Keras's `train_on_batch`."""
 
-    packages = ("keras", "tensorflow-cpu", "numpy")
+    def facts(self) -> dict[str, Any]:
+        from tfgptj.benchmark.machine import versions
+
+        return {**super().facts(), "versions": versions()}
 
     def load(self) -> None:
         from tfgptj.heads import TFGPTJForCausalLM
@@ -79,7 +73,7 @@ class Ours(Trainer):
         return float(self.model.train_on_batch(ids, return_dict=True)["loss"])
 
 
-class Peak:
+class Peak(Peer):
     """How fast this machine multiplies: TensorFlow's product of two large matrices."""
 
     def __init__(self, checkpoint: Path, mode: str) -> None:
@@ -89,10 +83,6 @@ class Peak:
         dtype = mode.removeprefix("mixed_").partition(" ")[0]
         self.matrix = tf.cast(tf.random.stateless_normal((self.size, self.size), (0, 0)), dtype)
         self.product = tf.function(tf.matmul)
-
-    def facts(self) -> dict[str, Any]:
-        """What this worker is."""
-        return {"versions": {}, "threads": processors(), "memory": memory()}
 
     def gigaflops(self) -> float:
         """Measure once."""

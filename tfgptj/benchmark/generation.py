@@ -18,6 +18,7 @@ from tfgptj.benchmark.machine import ReadBandwidth, describe_machine, peak_devic
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError
+from tfgptj.generation.compiling import runs_itself
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -78,17 +79,21 @@ def traffic(model: TFGPTJForCausalLM, settings: Settings) -> Traffic:
     >>> found.cache_bytes == 2 * 2 * 12 * 16 * 4  # keys and values of 2 layers, 12 tokens, width 16, float32
     True
     """
-    config, table = model.config, model.transformer.embedding.wte.embeddings
+    config, slots = model.config, settings.prompt_length + settings.new_tokens // 2
+    numbers = 2 * config.n_layer * settings.batch_size * slots * config.n_embd
+    cache_bytes = numbers * FLOAT_DTYPES[model.compute_dtype].itemsize
+    if runs_itself(model):
+        parameters, weight_bytes = model.read_per_step(settings.batch_size)
+        return Traffic(parameters, weight_bytes, cache_bytes)
+    table = model.transformer.embedding.wte.embeddings
     read = {variable.path: (variable.shape, variable.dtype) for variable in model.weights}
     if not config.tie_word_embeddings:
         read[table.path] = ((settings.batch_size, config.n_embd), table.dtype)
     sizes = [(int(np.prod(shape)), FLOAT_DTYPES[dtype].itemsize) for shape, dtype in read.values()]
-    slots = settings.prompt_length + settings.new_tokens // 2
-    numbers = 2 * config.n_layer * settings.batch_size * slots * config.n_embd
     return Traffic(
         parameters=sum(size for size, _ in sizes),
         weight_bytes=sum(size * itemsize for size, itemsize in sizes),
-        cache_bytes=numbers * FLOAT_DTYPES[model.compute_dtype].itemsize,
+        cache_bytes=cache_bytes,
     )
 
 
@@ -162,8 +167,8 @@ def _describe_model(model: TFGPTJForCausalLM, settings: Settings) -> dict[str, A
     read, config = traffic(model, settings), model.config
     return {
         **{name: getattr(config, name) for name in ("n_layer", "n_embd", "n_head", "vocab_size")},
-        "dtype": model.dtype_policy.name,
-        "parameters": model.count_params(),
+        "dtype": model.layout.description if runs_itself(model) else model.dtype_policy.name,
+        "parameters": model.num_parameters(),
         "parameters_read_per_step": read.parameters,
         "weight_bytes_read_per_step": read.weight_bytes,
         "cache_bytes_read_per_step": read.cache_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,31 @@ def convert(
     destination = Path(destination)
     if not overwrite and destination.is_dir() and any(destination.iterdir()):
         raise CheckpointError(f"{destination}: is not empty; choose another directory, or overwrite what is there")
+    with stored_weights(source, weights, **hub_options) as stored:
+        write_checkpoint(
+            destination, stored, format=format, max_shard_size=max_shard_size, dtype=dtype, progress=progress
+        )
+
+
+@contextmanager
+def stored_weights(
+    source: str | os.PathLike[str], weights: str = "auto", **hub_options: Any
+) -> Iterator[StoredWeights]:
+    """The weights of a checkpoint, open to be converted, with the files that go along.
+
+    Args:
+        source, weights, **hub_options: as for :func:`convert`.
+
+    Raises:
+        CheckpointError, CheckpointFormatError, CheckpointMismatchError, ConfigError: as there.
+    """
     directory = resolve_directory(source, files="weights", weights=weights, **hub_options)
     tokenizer = resolve_directory(source, files="documents", **hub_options)
     checkpoint, (config, documents) = open_checkpoint(
         directory, lambda opened: (read_config(opened), _documents(opened, tokenizer)), weights
     )
     with checkpoint, ThreadPoolExecutor(1) as pool:
-        stored = StoredWeights(checkpoint, config, documents, pool)
-        write_checkpoint(
-            destination, stored, format=format, max_shard_size=max_shard_size, dtype=dtype, progress=progress
-        )
+        yield StoredWeights(checkpoint, config, documents, pool)
 
 
 class StoredWeights:

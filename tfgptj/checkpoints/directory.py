@@ -58,6 +58,9 @@ TOKENIZER_FILES = (
 # LoRA adapters lie in a directory of their own, as the PEFT library writes them.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
+# What tells of a model that was converted for LiteRT; see `tfgptj.litert.layout`.
+LITERT = "litert.json"
+
 # The files of which the first that is there counts. A whole file comes before an index of shards.
 HEADS = tuple(name for form in FORMATS.values() for name in (form.whole, form.index))
 
@@ -78,6 +81,8 @@ def find_weights(directory: Path, weights: str = "auto") -> tuple[Path, str]:
             return directory / name, next(key for key, form in FORMATS.items() if name in (form.whole, form.index))
     found = ", ".join(sorted(path.name for path in directory.glob("*"))[:20]) or "nothing"
     pairs = ", ".join(f"{whole} or {index}" for whole, index in zip(wanted[::2], wanted[1::2], strict=True))
+    if is_converted(directory):
+        raise CheckpointError(f"{directory}: holds a LiteRT model; load it with LiteRTGPTJForCausalLM.from_pretrained")
     raise CheckpointError(f"{directory}: holds no weights; looked for {pairs}; found {found}")
 
 
@@ -92,6 +97,11 @@ def heads_of(weights: str) -> tuple[str, ...]:
     if weights not in FORMATS:
         raise CheckpointError(f"weights must be one of auto, {', '.join(FORMATS)}; got {weights!r}")
     return FORMATS[weights].whole, FORMATS[weights].index
+
+
+def is_converted(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds a model that was converted for LiteRT."""
+    return (Path(name_or_path) / LITERT).is_file()
 
 
 def has_weights(directory: Path) -> bool:

@@ -24,7 +24,8 @@ from tfgptj.cli.checkpoints import (
     validate,
 )
 from tfgptj.cli.running import RUN_HELP, add_run_arguments, run
-from tfgptj.cli.training import add_train_arguments, train
+from tfgptj.cli.serving import EXPORT_HELP, add_export_arguments, export
+from tfgptj.cli.training import TRAIN_HELP, add_pretrain_arguments, add_train_arguments, pretrain, train
 from tfgptj.errors import TFGPTJError
 
 # Exit codes; argparse exits with 2 on wrong usage. The last two are what shells report for these signals.
@@ -76,10 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     add_run_arguments(add(run, RUN_HELP))
-    add_train_arguments(add(train))
+    add_train_arguments(add(train, TRAIN_HELP))
+    add_pretrain_arguments(add(pretrain))
     add_info_arguments(add(info))
     add_convert_arguments(add(convert))
     add_validate_arguments(add(validate))
+    add_export_arguments(add(export, EXPORT_HELP))
     bench = verbs.add_parser("bench", help=BENCH_HELP.rstrip("."), description=BENCH_HELP)
     benches = bench.add_subparsers(metavar="WHAT", required=True)
     add_generate_arguments(add(generate, GENERATE_HELP, benches))

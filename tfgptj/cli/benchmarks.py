@@ -52,6 +52,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _model(args: argparse.Namespace, settings: Any) -> Any:
     """The model to measure, once it is known that the settings fit it."""
+    from tfgptj.checkpoints.directory import is_converted
     from tfgptj.config import GPTJConfig
     from tfgptj.heads import TFGPTJForCausalLM
     from tfgptj.pipelines.base import PACKAGED_MODEL
@@ -62,7 +63,15 @@ def _model(args: argparse.Namespace, settings: Any) -> Any:
     settings.check(config)
     if args.config is not None:
         return TFGPTJForCausalLM(config, dtype=args.dtype)
-    model = TFGPTJForCausalLM.from_pretrained(name, dtype=args.dtype, revision=revision)
+    model: Any
+    if is_converted(name):
+        if args.dtype is not None:
+            args.usage_error(f"--dtype would have no effect: {name} holds a LiteRT model")
+        from tfgptj.litert.model import LiteRTGPTJForCausalLM
+
+        model = LiteRTGPTJForCausalLM.from_pretrained(name)
+    else:
+        model = TFGPTJForCausalLM.from_pretrained(name, dtype=args.dtype, revision=revision)
     model.generation_config = None  # what its authors recommend to draw with is not what is measured
     return model
 

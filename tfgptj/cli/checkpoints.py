@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from tfgptj.config import GPTJConfig
 
 # What `--format` and `--weights` know; the tables that they are checked against again are slow to import.
-FORMATS = ("safetensors", "h5", "msgpack")
+FORMATS = ("safetensors", "h5", "msgpack", "litert")
 WEIGHTS = ("auto", "safetensors", "bin", "h5", "msgpack")
 DTYPES = ("float32", "bfloat16", "float16")
+BITS, BLOCK_SIZES = (4, 8, 32), (0, 32, 64, 128)
+
+# Flags of `convert` for one kind of format alone.
+OF_CHECKPOINTS, OF_LITERT = ("dtype", "max_shard_size", "overwrite"), ("bits", "block_size", "keep_head_bits")
 
 
 def info(args: argparse.Namespace) -> None:
     """Tell a model's sizes, from its configuration and the headers of its weight files."""
-    from tfgptj.checkpoints.directory import has_weights
+    from tfgptj.checkpoints.directory import has_weights, is_converted
     from tfgptj.checkpoints.hub import resolve_directory
     from tfgptj.checkpoints.mapping import ARCHITECTURES
     from tfgptj.config import GPTJConfig
@@ -35,6 +39,8 @@ def info(args: argparse.Namespace) -> None:
     stored: dict[str, str] = {}
     if has_weights(directory):  # of a model on the Hub only the configuration is fetched
         head, stored = _stored(directory, config)
+    elif is_converted(directory):
+        stored = _converted(directory, config)
     weights = config.num_parameters(head)
     cached = 2 * config.n_layer * config.n_embd * config.n_positions  # keys and values
     lines = {
@@ -53,27 +59,46 @@ def info(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Write a checkpoint in another format or dtype, tensor by tensor."""
-    from tfgptj.checkpoints.convert import convert as convert_checkpoint
-
+    """Write a checkpoint in another format, dtype or number of bits, tensor by tensor."""
+    for name in OF_CHECKPOINTS if args.format == "litert" else OF_LITERT:
+        if getattr(args, name) not in (None, False):
+            args.usage_error(f"--{name.replace('_', '-')} does not go with --format {args.format}")
+    common = {"weights": args.weights, "revision": args.revision or "main"}
     with _progress_bar("writing", args.quiet) as progress:
-        convert_checkpoint(
-            args.source, args.destination, format=args.format, dtype=args.dtype, max_shard_size=args.max_shard_size,
-            weights=args.weights, overwrite=args.overwrite, revision=args.revision or "main", progress=progress,
-        )  # fmt: skip
+        if args.format == "litert":
+            from tfgptj.litert.convert import convert as convert_to_litert
+
+            convert_to_litert(
+                args.source, args.destination, bits=args.bits or 8, block_size=args.block_size,
+                head_bits=args.keep_head_bits, progress=progress, **common,
+            )  # fmt: skip
+        else:
+            from tfgptj.checkpoints.convert import convert as convert_checkpoint
+
+            convert_checkpoint(
+                args.source, args.destination, format=args.format, dtype=args.dtype,
+                max_shard_size=args.max_shard_size or "5GB", overwrite=args.overwrite, progress=progress, **common,
+            )  # fmt: skip
     print(f"saved in {args.destination}")
 
 
 def validate(args: argparse.Namespace) -> None:
     """Read a checkpoint through and tell what is wrong with it: exit code 1, if anything is."""
+    from tfgptj.checkpoints.directory import is_converted
     from tfgptj.checkpoints.hub import resolve_directory
     from tfgptj.checkpoints.validate import validate as validate_checkpoint
 
-    revision = args.revision or "main"
-    resolve_directory(args.model, files="documents", revision=revision)
-    directory = resolve_directory(args.model, files="weights", weights=args.weights, revision=revision)
     with _progress_bar("reading", args.quiet) as progress:
-        report = validate_checkpoint(directory, weights=args.weights, progress=progress)
+        if is_converted(args.model):
+            from tfgptj.litert.validate import validate as validate_converted
+
+            directory = Path(args.model)
+            report = validate_converted(directory, progress=progress)
+        else:
+            revision = args.revision or "main"
+            resolve_directory(args.model, files="documents", revision=revision)
+            directory = resolve_directory(args.model, files="weights", weights=args.weights, revision=revision)
+            report = validate_checkpoint(directory, weights=args.weights, progress=progress)
     for name, value in report.facts:
         print(f"{name:13} {value}")
     for note in report.notes:
@@ -97,8 +122,17 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("destination", metavar="DST", help="the directory to write: a new or empty one, unless --overwrite")
     add("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
     add("--dtype", choices=DTYPES, help="what to store the weights in; default: what they are stored in")
-    add("--max-shard-size", metavar="SIZE", default="5GB", help="largest weight file, like 200MB; default: 5GB")
+    add("--max-shard-size", metavar="SIZE", help="largest weight file, like 200MB; default: 5GB")
     add("--overwrite", action="store_true", help="replace a checkpoint that is there, in one step; SRC may be DST")
+    add = parser.add_argument_group("--format litert, for `tfgptj run` on a small machine").add_argument
+    add("--bits", type=int, choices=BITS, help="of each number of the matrices; 32: float32; default: 8")
+    add(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        help="with 4 bits, numbers that share a scale; default: 32; 0: all of an output's",
+    )
+    add("--keep-head-bits", type=int, choices=BITS, help="of the LM head's matrix; default: 8")
     _add_reading(parser)
 
 
@@ -150,6 +184,15 @@ def _stored(directory: Path, config: GPTJConfig) -> tuple[str, dict[str, str]]:
         "weights": f"{checkpoint.path.name}, {len(specs):,} tensors in {len(files):,} file{'s'[: len(files) != 1]}",
         "stored as": ", ".join(f"{name}: {amount(size)}" for name, size in sorted(sizes.items())),
     }
+
+
+def _converted(directory: Path, config: GPTJConfig) -> dict[str, str]:
+    """How a model that was converted for LiteRT is stored."""
+    from tfgptj.litert.layout import read_layout
+
+    layout = read_layout(directory, config.n_layer)
+    size = sum(said["bytes"] for said in layout.files.values())
+    return {"weights": f"LiteRT, {len(layout.files):,} files, {amount(size)}", "stored as": layout.description}
 
 
 def _memory(numbers: int) -> str:

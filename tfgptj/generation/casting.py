@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfgptj.generation.compiling import runs_itself
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -58,6 +59,8 @@ def _to_cast(model: TFGPTJForCausalLM) -> list[tuple[Any, str]]:
 
 
 def _dense_layers(model: TFGPTJForCausalLM) -> list[Any]:
+    if runs_itself(model):
+        return []
     layers = [model.transformer.embedding.wte]
     for block in model.transformer.blocks:
         attention, fed = block.attn, block.mlp

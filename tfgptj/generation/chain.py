@@ -46,6 +46,7 @@ FUNCTIONS = {
     "temperature": processors.temperature,
     "top_k": processors.top_k,
     "top_p": processors.top_p,
+    "cutoffs": processors.cutoffs,
     "min_p": processors.min_p,
     "typical_p": processors.typical_p,
     "epsilon_cutoff": processors.epsilon_cutoff,

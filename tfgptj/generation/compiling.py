@@ -2,12 +2,14 @@
 
 TensorFlow: `tf.function`. Without XLA its shapes stay open, so that one trace serves every batch and length; with XLA
 they are fixed, and callers round them up to a few sizes. JAX: `jax.jit`, shapes fixed, with the weights as arguments,
-so that they are not baked into the program. PyTorch: eager.
+so that they are not baked into the program. PyTorch: eager. So is, on every backend, whatever runs a model that has an
+engine of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -17,6 +19,11 @@ from tfgptj.attention import WRITER
 # Dimensions that callers may change from call to call: in caches [B, N, S, H] the rows and the slots, in all else
 # [B, S or P, …] the first two. The rest of a shape belongs to the model.
 OPEN_IN_CACHES, OPEN = (0, 2), (0, 1)
+
+
+def runs_itself(model: Any) -> bool:
+    """Whether a model has an engine of its own, which no program can call: see :mod:`tfgptj.litert`."""
+    return bool(getattr(model, "runs_itself", False))
 
 
 class Compiled:
@@ -34,6 +41,8 @@ class Compiled:
         self.traces = 0  # how often the function was traced: what compilations are counted by
 
     def __call__(self, static: Any, *tensors: Any) -> Any:
+        if runs_itself(self.model):
+            return self.function(self.model, static, *tensors)
         if static not in self.programs:
             self.programs[static] = getattr(self, f"_for_{keras.backend.backend()}")(static, tensors)
         return self.programs[static](*tensors)
@@ -51,11 +60,8 @@ class Compiled:
             return tf.TensorSpec(shape, tensor.dtype)
 
         def traced(*tensors: Any) -> Any:
-            before = WRITER.set(None if self.jit_compile else _write_in_place)
-            try:
+            with nullcontext() if self.jit_compile else plain_graph():
                 return self._traced(static, tensors)
-            finally:
-                WRITER.reset(before)
 
         signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
         return tf.function(traced, input_signature=signature, jit_compile=self.jit_compile, autograph=False)
@@ -80,6 +86,16 @@ class Compiled:
                 return self._traced(static, tensors)
 
         return eager
+
+
+@contextmanager
+def plain_graph() -> Iterator[None]:
+    """What is traced within is for a TensorFlow graph without XLA: it needs TensorFlow's own operators alone."""
+    before = WRITER.set(_write_in_place)
+    try:
+        yield
+    finally:
+        WRITER.reset(before)
 
 
 def _write_in_place(cache: Any, slot: Any, new: Any) -> Any:

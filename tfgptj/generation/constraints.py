@@ -59,7 +59,7 @@ def forced_bos(logits: Any, context: Context, token: Any) -> Any:
 
 def forced_eos(logits: Any, context: Context, ends: Any) -> Any:
     """Leave only these tokens, int32 [K], as the last that a row may have."""
-    return _only(logits, ends, context.step == context.limit - 1)
+    return _only(logits, ends, context.step == ops.reshape(context.limit, (-1, 1)) - 1)
 
 
 def _only(logits: Any, ids: Any, when: Any) -> Any:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
+from tfgptj.backbone import TFGPTJModel
 from tfgptj.generation import processors
 from tfgptj.generation.caches import with_room
 from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import Context, Names, process
+from tfgptj.generation.compiling import runs_itself
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -58,7 +61,7 @@ class Controls(NamedTuple):
     processors: tuple[tuple[Any, ...], ...]  # the numbers of each processor
     eos: Any  # int32 [E], the tokens that end a row; may be empty
     pad: Any  # int32 scalar, what finished rows are filled with
-    limit: Any  # int32 scalar, new tokens that a row may have
+    limit: Any  # int32 scalar, or [B], new tokens that a row may have
     uniforms: Any  # float32 [B, M], one random number per row and step
     search: Any = ()  # the numbers of a search
     past: Any = ()  # of the first step only: a :class:`Past`, or () to read the whole prompt
@@ -73,7 +76,7 @@ class State(NamedTuple):
     length: Any  # int32 [B], tokens of each row so far
     slot: Any  # int32 scalar, where the next token goes
     step: Any  # int32 scalar, new tokens so far
-    finished: Any  # bool [B], an end-of-text token was produced
+    finished: Any  # bool [B], an end-of-text token was produced, or as many tokens as there may be
     finite: Any  # bool scalar, no logit was NaN or infinite so far
     possible: Any  # bool scalar, there was always a token that was not forbidden
     search: Any = ()  # what a search keeps beside these
@@ -130,7 +133,7 @@ def read(
     if past:
         hidden, caches = read_columns(model, past, real, ops.cast(prompt - ops.shape(past.ids)[1], "int32"), record)
     else:
-        hidden, caches = _read_whole(model, ids[:, :prompt], mask, record)
+        hidden, caches = read_whole(model.transformer, ids[:, :prompt], mask, record)
         caches = with_room(caches, room)
     state = State(
         caches=caches,
@@ -146,14 +149,21 @@ def read(
     return hidden, state
 
 
-def _read_whole(
-    model: TFGPTJForCausalLM, ids: Any, mask: Any, record: list[Any] | None
+def read_whole(
+    transformer: TFGPTJModel, ids: Any, mask: Any, record: list[Any] | None = None
 ) -> tuple[Any, tuple[Cache, ...]]:
-    """Hidden states [B, P, D] and caches of P slots: nothing but the prompt is looked at."""
+    """Hidden states [B, P, D] and caches of P slots, of ids int32 [B, P] at which nothing else is looked.
+
+    Args:
+        transformer: the model without its head.
+        ids: int32 [B, P], with padding on either side.
+        mask: bool [B, P], where there are tokens.
+        record: as for :meth:`tfgptj.backbone.TFGPTJModel.step`.
+    """
     slots = ops.arange(ops.shape(ids)[1], dtype="int32")  # [P]
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
     visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
-    return model.transformer.step(ids, positions, visible, record=record)
+    return transformer.step(ids, positions, visible, record=record)
 
 
 def read_columns(
@@ -199,12 +209,22 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
 
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
-    newest = ops.take(state.ids, ops.expand_dims(state.slot - 1, 0), axis=1)  # [B, 1]
-    newest = ops.minimum(newest, model.config.vocab_size - 1)  # a pad token that fills a finished row may be none of V
+    # An engine is called from the host, where Keras's operators would take longer than a small model's layers.
+    library, now = (np, _on_host(state)) if runs_itself(model) else (ops, state)
+    newest = library.take(now.ids, library.expand_dims(now.slot - 1, 0), axis=1)  # [B, 1]
+    # A pad token that fills a finished row may be none of V.
+    newest = library.minimum(newest, model.config.vocab_size - 1)
     hidden, caches = model.transformer.step(
-        newest, state.length[:, None] - 1, state.real[:, None, None, :], state.caches, state.slot - 1, record
+        newest, now.length[:, None] - 1, now.real[:, None, None, :], state.caches, now.slot - 1, record
     )
     return next_logits(model, hidden), state._replace(caches=caches)
+
+
+def _on_host(state: State) -> State:
+    """A state whose tables of tokens are NumPy's."""
+    names = ("ids", "real", "length", "slot")
+    tables: dict[str, Any] = {name: np.asarray(ops.convert_to_numpy(getattr(state, name))) for name in names}
+    return state._replace(**tables)
 
 
 def next_logits(model: TFGPTJForCausalLM, hidden: Any) -> Any:
@@ -247,6 +267,7 @@ def write(token: Any, state: State, controls: Controls, guided: bool = False) ->
     ended = ops.any(token[:, None] == controls.eos[None, :], axis=1)
     if guided:
         token = ops.concatenate([token, token], axis=0)  # [2 B]
+    ended = ops.logical_or(ended, state.step + 1 >= controls.limit)
     here = ops.arange(ops.shape(state.ids)[1], dtype="int32") == state.slot  # [S]
     return state._replace(
         ids=ops.where(here, token[:, None], state.ids),

@@ -18,7 +18,7 @@ def temperature(logits: Any, context: Any, value: Any, compared: bool = False) -
     """Divide the logits [B, V]: below 1 sharper, above 1 flatter.
 
     Args:
-        value: float32 scalar above 0.
+        value: float32 scalar, or [B, 1], above 0.
         compared: whether rows are compared with each other, as beams are: then nothing is added to any.
     """
     if compared:
@@ -46,6 +46,30 @@ def top_p(logits: Any, context: Any, share: Any, keep: int = 1) -> Any:
     below = ops.cumsum(probabilities, axis=-1) - probabilities < share  # is all that is likelier less than the share?
     last = ops.min(ops.where(below, descending, descending[:, :1]), axis=-1, keepdims=True)  # [B, 1]
     return _without(logits, logits < last, keep)
+
+
+def cutoffs(logits: Any, context: Any, k: Any, share: Any) -> Any:
+    """:func:`top_k`, and then :func:`top_p`, with numbers of each row's own.
+
+    Args:
+        k: int32 [B, 1], 0 for no cut.
+        share: float32 [B, 1], 1 for no cut.
+    """
+
+    def cut() -> Any:
+        descending = ops.flip(ops.sort(logits, axis=-1), axis=-1)  # [B, V]
+        size = logits.shape[-1]
+        kth = ops.take_along_axis(descending, ops.where(k == 0, size, ops.minimum(k, size)) - 1, axis=-1)
+        descending = ops.where(descending < kth, FORBIDDEN, descending)
+        probabilities = ops.softmax(descending, axis=-1)
+        below = ops.cumsum(probabilities, axis=-1) - probabilities < share
+        # Rounded sums may come to 1 too early.
+        below = ops.logical_or(below, share >= 1)
+        last = ops.min(ops.where(below, descending, descending[:, :1]), axis=-1, keepdims=True)  # [B, 1]
+        return ops.where(logits < ops.maximum(kth, last), FORBIDDEN, logits)
+
+    wanted = ops.any(ops.logical_or(k > 0, share < 1))  # sorting takes longer than all else here
+    return ops.cond(wanted, cut, lambda: logits)
 
 
 def min_p(logits: Any, context: Any, share: Any, keep: int = 1) -> Any:

@@ -15,7 +15,7 @@ from tfgptj.errors import GenerationError, NonFiniteLogitsError
 from tfgptj.generation import caches, loop, memory, prefix_cache, prompts, reading, stepping
 from tfgptj.generation.casting import cast_bytes
 from tfgptj.generation.chain import build_chain
-from tfgptj.generation.compiling import Compiled
+from tfgptj.generation.compiling import Compiled, runs_itself
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import Functions
 from tfgptj.generation.prefix_cache import PrefixCache
@@ -154,7 +154,7 @@ class Run:
 
     def _needs_steps(self) -> bool:
         """Whether the compiled loop does not do."""
-        return self.records.wanted or bool(self.extras.functions.names)
+        return self.records.wanted or bool(self.extras.functions.names) or runs_itself(self.model)
 
     def _new_stepper(self) -> stepping.Stepper:
         return stepping.Stepper(*self._of_steps())
@@ -300,6 +300,8 @@ class Run:
         key = (name, self.jit_compile, (home or self.functions).__name__, self.extras.assistant is not None)
         own = home is None and name in self.compiles
         owner = self.owner if own else self.model
+        if runs_itself(owner) and home is None and self.steps is stepping and name in stepping.WITHOUT_MODEL:
+            owner = self.model.shapes
         if key not in programs or programs[key].model != owner:
             function = getattr(home or (self.functions if own else self.steps), name)
             programs[key] = Compiled(owner, function, self.jit_compile)

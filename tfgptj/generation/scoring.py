@@ -11,6 +11,7 @@ from keras import ops
 from tfgptj import batching
 from tfgptj.errors import InputError
 from tfgptj.generation.compiling import Compiled
+from tfgptj.generation.loop import read_whole
 from tfgptj.generation.prompts import Rows, align_right, bucket, read_rows
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.tokenizer import GPTJTokenizer
@@ -98,29 +99,26 @@ def _rows(model: TFGPTJForCausalLM, texts: Any, mask: Any, tokenizer: GPTJTokeni
 def _log_probabilities(model: TFGPTJForCausalLM, rows: Rows) -> np.ndarray:
     """Of each token but the first of each row, float32 [B, P - 1]."""
     programs = model.__dict__.setdefault("_generation_programs", {})
-    read = programs.setdefault(("read", False), Compiled(model, _read, False))
-    judge = programs.setdefault(("judge", False), Compiled(model, _judge, False))
+    reader = programs.setdefault(("read", False), Compiled(model, _read, False))
+    judging = programs.setdefault(("judge", False), Compiled(model, judge, False))
     width = rows.ids.shape[1]
     padding = ((0, 0), (bucket(width) - width, 0))
     ids = np.pad(rows.ids, padding)
-    hidden = read(None, *(ops.convert_to_tensor(x) for x in (ids, np.pad(rows.real, padding))))
+    hidden = reader(None, *(ops.convert_to_tensor(x) for x in (ids, np.pad(rows.real, padding))))
     parts = []
     for start in range(0, ids.shape[1] - 1, POSITIONS):
         targets = ops.convert_to_tensor(ids[:, start + 1 : start + POSITIONS + 1])
         states = hidden[:, start : start + targets.shape[1]]
-        parts.append(np.asarray(ops.convert_to_numpy(judge(None, states, targets))))
+        parts.append(np.asarray(ops.convert_to_numpy(judging(None, states, targets))))
     return np.concatenate(parts, axis=1)[:, 1 - width :]
 
 
 def _read(model: TFGPTJForCausalLM, static: None, ids: Any, real: Any) -> Any:
     """The last hidden states, float [B, P, D]."""
-    slots = ops.arange(ops.shape(ids)[1], dtype="int32")
-    positions = ops.maximum(ops.cumsum(ops.cast(real, "int32"), axis=1) - 1, 0)
-    visible = ops.logical_and(slots[:, None] >= slots[None, :], real[:, None, None, :])  # [B, 1, P, P]
-    return model.transformer.step(ids, positions, visible)[0]
+    return read_whole(model.transformer, ids, real)[0]
 
 
-def _judge(model: TFGPTJForCausalLM, static: None, hidden: Any, targets: Any) -> Any:
+def judge(model: TFGPTJForCausalLM, static: None, hidden: Any, targets: Any) -> Any:
     """The log-probability of each target, int32 [B, T], after these hidden states [B, T, D]: float32 [B, T]."""
     logits = ops.log_softmax(model.lm_head(hidden), axis=-1)
     return ops.squeeze(ops.take_along_axis(logits, targets[..., None], axis=-1), axis=-1)

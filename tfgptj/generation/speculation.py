@@ -26,6 +26,7 @@ from tfgptj.attention import Cache
 from tfgptj.generation import loop, tokens
 from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import ON_THE_HOST, process
+from tfgptj.generation.compiling import runs_itself
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -34,6 +35,11 @@ class Pair(NamedTuple):
 
     model: TFGPTJForCausalLM
     draft: TFGPTJForCausalLM | None = None
+
+    @property
+    def runs_itself(self) -> bool:
+        """Whether one of them does."""
+        return any(runs_itself(model) for model in self if model is not None)
 
     @property
     def variables(self) -> list[Any]:

@@ -12,11 +12,28 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from tfgptj.config import GPTJConfig
 from tfgptj.generation import loop
 from tfgptj.generation.chain import ON_THE_HOST, Names, Numbers, cut_chain, process
 from tfgptj.generation.functions import Functions
 from tfgptj.generation.results import Records
 from tfgptj.heads import TFGPTJForCausalLM
+
+# What works on logits and tokens alone, not with the model.
+WITHOUT_MODEL = ("part", "pick")
+
+
+class Shapes:
+    """What stands for a model in programs that do not run it.
+
+    Args:
+        config: the model's.
+    """
+
+    variables = ()
+
+    def __init__(self, config: GPTJConfig) -> None:
+        self.config = config
 
 
 def begin(
@@ -90,9 +107,11 @@ class Stepper:
     def step(self, state: loop.State | None, ids: Any = None, real: Any = None, past: Any = ()) -> loop.State:
         """One more token for each row: the first after the prompt `ids`, later ones after a state."""
         logits, state, record = self._begin(ids, real, past) if state is None else self._proceed(state)
+        caches, state = state.caches, state._replace(caches=())  # what follows does not look at them
         scores = self._scores(logits, state)
         self.records.add(logits, scores, record, int(state.slot), int(state.step))
-        return self.compiled("pick")(self.plan, logits, scores, state, self.controls)
+        state = self.compiled("pick")(self.plan, logits, scores, state, self.controls)
+        return state._replace(caches=caches)
 
     def _begin(self, ids: Any, real: Any, past: Any) -> Any:
         """What the program `begin` gives."""

@@ -18,7 +18,7 @@ class Context(NamedTuple):
     slot: Any  # int32 scalar, where the next token goes
     length: Any  # int32 [B], tokens of each row, prompt included
     step: Any  # int32 scalar, new tokens
-    limit: Any  # int32 scalar, new tokens that a row may have
+    limit: Any  # int32 scalar, or [B], new tokens that a row may have
     eos: Any  # int32 [E], the tokens that end a row
     taken: Any = None  # int32 [B, n], what earlier groups of beams chose in this step; None for the first
 

@@ -35,13 +35,15 @@ class Pipeline:
         InputError: for an unknown option.
     """
 
+    model: Any
     task: ClassVar[str]
     model_class: ClassVar[type[GPTJBase]]
+    accepted: ClassVar[type | None] = None  # what a model may be an instance of, where that is not `model_class`
     packaged_model: ClassVar[str | None] = None
     own_options: ClassVar[Mapping[str, Any]]  # each with its default
 
     def __init__(self, model: Any, tokenizer: GPTJTokenizer, **options: Any) -> None:
-        if not isinstance(model, self.model_class):
+        if not isinstance(model, self.accepted or self.model_class):
             raise InputTypeError(
                 f"{self.task} needs a {self.model_class.__name__}, got a {type(model).__name__}: "
                 f"load it with {self.model_class.__name__}.from_pretrained"
@@ -81,7 +83,12 @@ class Pipeline:
             if tokenizer != model:
                 hub.pop("revision", None)  # the model's branches are not the tokenizer's
             tokenizer = GPTJTokenizer.from_pretrained(tokenizer, **hub)
-        return cls.model_class.from_pretrained(model, **loading) if model_is_named else model, tokenizer
+        return cls.load_model(model, loading) if model_is_named else model, tokenizer
+
+    @classmethod
+    def load_model(cls, name: str | os.PathLike[str], loading: dict[str, Any]) -> Any:
+        """Load a model of the task's class."""
+        return cls.model_class.from_pretrained(name, **loading)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

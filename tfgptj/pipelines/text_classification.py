@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfgptj import batching
-from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError
 from tfgptj.heads import TFGPTJForSequenceClassification
+from tfgptj.losses import default_function
 from tfgptj.pipelines.base import Pipeline
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
@@ -79,15 +79,6 @@ class TextClassificationPipeline(Pipeline):
         function = options.get("function_to_apply")
         if function is not None and str(function).lower() not in FUNCTIONS:
             raise InputError(f"function_to_apply must be None or one of {', '.join(FUNCTIONS)}; got {function!r}")
-
-
-def default_function(config: GPTJConfig) -> str:
-    """What turns the logits of a classifier into scores."""
-    if config.problem_type == "regression":
-        return "none"
-    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
-        return "sigmoid"
-    return "softmax"
 
 
 def apply_function(name: str, logits: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfgptj import batching
+from tfgptj.checkpoints.directory import is_converted
 from tfgptj.errors import GenerationError, InputError
 from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from tfgptj.generation.functions import functions_of, listed
@@ -17,6 +19,7 @@ from tfgptj.generation.parameters import IGNORED, PARAMETERS, UNSUPPORTED
 from tfgptj.generation.run import CHUNK, Extras, Run, resolve_config
 from tfgptj.generation.strategies import new_run
 from tfgptj.generation.streaming import text_of, text_pieces
+from tfgptj.generative import Generative
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines.base import PACKAGED_MODEL, Pipeline, padded
 from tfgptj.tokenizer import CLEAN_UPS
@@ -49,6 +52,7 @@ class TextGenerationPipeline(Pipeline):
 
     task = "text-generation"
     model_class = TFGPTJForCausalLM
+    accepted = Generative
     packaged_model = PACKAGED_MODEL
     own_options: ClassVar[Mapping[str, Any]] = {
         "return_full_text": None,
@@ -124,6 +128,21 @@ class TextGenerationPipeline(Pipeline):
             pieces = text_pieces(run, self.tokenizer)
             streams[prompt.place] = chain([prompt.text], pieces) if settings["return_full_text"] else pieces
         return streams[0] if isinstance(text_inputs, str) else [streams[index] for index in sorted(streams)]
+
+    @classmethod
+    def load_model(cls, name: str | os.PathLike[str], loading: dict[str, Any]) -> Any:
+        """Load a language model, one that was converted for LiteRT too.
+
+        Raises:
+            InputError: for options that a converted model has not.
+        """
+        if not is_converted(name):
+            return super().load_model(name, loading)
+        if loading:
+            raise InputError(f"{', '.join(loading)} would have no effect: {name} holds a LiteRT model")
+        from tfgptj.litert.model import LiteRTGPTJForCausalLM
+
+        return LiteRTGPTJForCausalLM.from_pretrained(name)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ def language_modeling_dataset(
     if cache_dir is None:
         buffer = shuffle_buffer if shuffle else 0
         return block_dataset(lambda epoch: token_stream(rows, tokenizer, field), shuffle_buffer=buffer, **common)
-    return _kept_dataset(kept_tokens(rows, tokenizer, field, cache_dir, cache_key), shuffle=shuffle, **common)
+    return token_dataset(kept_tokens(rows, tokenizer, field, cache_dir, cache_key), shuffle=shuffle, **common)
 
 
 def block_dataset(
@@ -157,20 +157,29 @@ def block_dataset(
     return as_dataset(batches, _signature(block_size, batch_size, separate_documents))
 
 
-def _kept_dataset(
+def token_dataset(
     tokens: Tokens,
     *,
     block_size: int,
     batch_size: int,
-    separate_documents: bool,
-    shuffle: bool,
-    seed: int,
-    epochs: int | None,
-    drop_remainder: bool,
-    shard: tuple[int, int],
-    start_step: int,
+    separate_documents: bool = False,
+    shuffle: bool = True,
+    seed: int = 0,
+    epochs: int | None = 1,
+    drop_remainder: bool = True,
+    shard: tuple[int, int] = (0, 1),
+    start_step: int = 0,
 ) -> Dataset:
-    """Blocks of tokens that can be read at any place."""
+    """Blocks of tokens that can be read at any place; the dataset knows its length.
+
+    Args:
+        tokens: the whole token stream.
+        block_size, batch_size, separate_documents, shuffle, seed, epochs, drop_remainder, shard, start_step, returns:
+            as for `language_modeling_dataset`.
+
+    Raises:
+        InputError: if there are too few tokens, or `start_step` is behind the end.
+    """
     index, workers = shard
     up = 0 if drop_remainder else 1  # a part of a block or of a step counts for a whole one
     size = (len(tokens.ids) + up * (block_size - 1)) // block_size

@@ -80,6 +80,27 @@ def answer_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) 
     }
 
 
+def label_scores(predictions: Any, labels: Any) -> dict[str, float]:
+    """Accuracy, and the mean over labels of their F1, however rare they are.
+
+    Args:
+        predictions: int [N], the label that is predicted for each text.
+        labels: int [N], the right ones. Labels that occur in neither do not count.
+
+    Returns:
+        `{"accuracy": float, "macro_f1": float}`.
+
+    >>> label_scores([0, 0, 1, 1], [0, 0, 0, 1])
+    {'accuracy': 0.75, 'macro_f1': 0.7333333333333334}
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    scores = []
+    for label in np.union1d(predictions, labels):
+        hits = np.sum((predictions == label) & (labels == label))
+        scores.append(2 * hits / (np.sum(predictions == label) + np.sum(labels == label)))
+    return {"accuracy": float(np.mean(predictions == labels)), "macro_f1": float(np.mean(scores))}
+
+
 class TokenMetric(keras.metrics.Metric):
     """A quotient of two sums over the tokens that count, exact however many there are in a batch or an epoch.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def _setting(default: Any, meaning: str, least: float = 0) -> Any:
-    """A field with what `tfgptj train` shows of it, and the least value that makes sense."""
+    """A field with what `tfgptj pretrain` shows of it, and the least value that makes sense."""
     return dataclasses.field(default=default, metadata={"meaning": meaning, "least": least})
 
 

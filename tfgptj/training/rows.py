@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tfgptj.errors import InputError, InputTypeError, TokenizerError
 from tfgptj.vocabulary import check_text
 
@@ -149,6 +151,68 @@ def read_rows(source: Any, *, on_error: str = "raise", max_errors: int = MAX_ERR
     # Hugging Face's datasets bear a hash of all that made them.
     fingerprint = getattr(source, "_fingerprint", None)
     return Rows(read, fingerprint if isinstance(fingerprint, str) else None, on_error, max_errors)
+
+
+def derived_rows(rows: Rows, change: Callable[[Iterable[Row]], Iterable[Row]]) -> Rows:
+    """Rows made of others, pass by pass; they reject corrupt rows as those do.
+
+    Args:
+        rows: the others.
+        change: makes a pass over the new rows of one over the old ones.
+    """
+    return Rows(lambda: change(rows._read()), None, rows.on_error, rows.max_errors)
+
+
+def renamed_rows(rows: Rows, names: Mapping[str, str]) -> Rows:
+    """Rows with other names for some fields.
+
+    Args:
+        rows: dicts.
+        names: new names, each with the old one; a row without that is corrupt.
+    """
+    if all(new == old for new, old in names.items()):
+        return rows
+
+    def rename(passed: Iterable[Row]) -> Iterator[Row]:
+        for row in passed:
+            try:
+                fields = row.values if row.error else {new: value_of(row.values, old) for new, old in names.items()}
+            except InputError as error:
+                yield row._replace(values=None, error=str(error))
+            else:
+                yield row._replace(values=fields)
+
+    return derived_rows(rows, rename)
+
+
+def split_rows(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows in two parts, drawn at random: the larger one, and one with a share of them, but at least one row.
+
+    Each pass over a part is one over all rows.
+
+    Raises:
+        InputError: if there are fewer than two rows, or a row is corrupt.
+    """
+    count = sum(1 for _ in rows.rows())
+    if count < 2:
+        raise InputError(f"{count} rows cannot be split into two parts")
+    chosen = np.random.default_rng(seed).permutation(count)[: max(1, int(count * share))]
+    held_out = np.isin(np.arange(count), chosen)
+
+    def part(wanted: bool) -> Callable[[Iterable[Row]], Iterator[Row]]:
+        def select(passed: Iterable[Row]) -> Iterator[Row]:
+            number = 0
+            for row in passed:
+                if row.error is not None:  # counted by neither part, and told by both
+                    yield row
+                    continue
+                if held_out[number] == wanted:
+                    yield row
+                number += 1
+
+        return select
+
+    return derived_rows(rows, part(False)), derived_rows(rows, part(True))
 
 
 def text_of(row: Any, field: str) -> str:

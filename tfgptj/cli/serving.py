@@ -1,0 +1,57 @@
+"""`tfgptj export`: a model as TensorFlow Serving wants it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfgptj.cli.common import start_keras
+from tfgptj.cli.running import DTYPES
+from tfgptj.pipelines import ALIASES, TASKS
+
+EXPORT_HELP = """
+DIRECTORY is that of all versions, each in a directory with its number, as TensorFlow Serving watches them. Flags of
+generation that are left out follow the model's own configuration.
+"""
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
+OPTIONS = ("version", "max_batch_size", "max_total_tokens", "max_new_tokens", "do_sample", *SAMPLING)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a SavedModel that takes text and gives text, and needs TensorFlow alone."""
+    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    drawing = [name for name in SAMPLING if name in options]
+    if drawing and args.do_sample is False:
+        args.usage_error(f"--greedy draws nothing, so --{drawing[0].replace('_', '-')} would have no effect")
+    if drawing:
+        options["do_sample"] = True
+    start_keras(args.debug)
+    from tfgptj.pipelines import pipeline
+    from tfgptj.serving.export import export_saved_model
+
+    task = ALIASES.get(args.task, args.task)
+    found: Any = pipeline(task, args.model, args.tokenizer, dtype=args.dtype, revision=args.revision)
+    print(f"saved in {export_saved_model(found.model, args.directory, found.tokenizer, **options)}")
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `export`."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a directory, a Hub id, or the name of a packaged model")
+    add("directory", metavar="DIRECTORY", help="where to write; it is made if need be")
+    add("--version", type=int, metavar="N", help="the number of this version; default: the next")
+    add("--task", choices=[*TASKS, *ALIASES], default="text-generation", help="default: text-generation")
+    add("--tokenizer", metavar="T", help="a directory, a Hub id, or a packaged model; default: the model's")
+    add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--dtype", choices=DTYPES, help="dtype policy to load the model with")
+    add("--max-batch-size", type=int, metavar="N", help="texts that a request may have")
+    add("--max-total-tokens", type=int, metavar="N", help="texts of a request times the tokens of each, at most")
+    add = parser.add_argument_group("text generation, where a request does not say").add_argument
+    add("--max-new-tokens", type=int, metavar="N", help="tokens to add, at most")
+    add("--temperature", type=float, metavar="T", help="below 1: likelier tokens even more often; implies --do-sample")
+    add("--top-k", type=int, metavar="K", help="draw among the K likeliest tokens; the same")
+    add("--top-p", type=float, metavar="P", help="draw among the likeliest tokens of this probability; the same")
+    add("--seed", type=int, metavar="S", help="draw every text with this seed; the same; default: anew for each")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--do-sample", action="store_true", default=None, help="draw tokens")
+    add("--greedy", action="store_false", dest="do_sample", default=None, help="always take the likeliest token")
