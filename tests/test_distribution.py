@@ -43,7 +43,8 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 # Largest relative differences of losses and of weights. AdamW divides gradients by their size, small ones too, rounding
-# and all (a larger epsilon, as in the clipped case, keeps it from that); and in the mixed policies they are rounded to 8 or 11 bits on each device, before they are added up.
+# and all, unless its epsilon is larger, as in the clipped case; and in the mixed policies they are rounded to 8 or 11
+# bits on each device, before they are added up.
 @pytest.mark.parametrize(
     ("case", "losses", "weights"),
     [
