@@ -29,6 +29,7 @@ MODEL = (
         "fused",
         "projection",
         "recompute",
+        "lean_attention",
         "attention",
         "block",
         "inputs",
@@ -69,8 +70,10 @@ BACKENDS = {
     "benchmark.machine": "asks TensorFlow which GPU there is, and for its memory",
     "checkpoints.load": "TensorFlow takes an array's memory as it is through DLPack, where keras.ops copies it twice",
     "cli": "--device chooses what TensorFlow sees",
+    "fused": "TensorFlow's loops overlap their turns, of which each needs memory, unless they are told not to",
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
+    "lean_attention": "holds memory down on TensorFlow, whose loops have to be told to take turns",
     "litert": "writes TensorFlow Lite",
     "micro_batches": "keras.ops has no gradients: TensorFlow's, JAX's and PyTorch's are taken",
     "replicas": "tf.distribute is TensorFlow's",
@@ -79,6 +82,7 @@ BACKENDS = {
     "workers": "asks TensorFlow for its strategy",
     "training.data": "makes tf.data",
     "training.devices": "tf.distribute is TensorFlow's",
+    "training.in_place": "TensorFlow's kernels that change weights where they are",
     "training.state": "saves the state of PyTorch's random numbers",
     "training.tfrecord": "reads TFRecord",
 }
@@ -252,7 +256,7 @@ def test_the_lowest_level_needs_the_standard_library_only() -> None:
 def test_importing_files_and_text_loads_no_backend() -> None:
     readers = {name for name in PATHS if name.startswith("checkpoints.")} - {"checkpoints.load", "checkpoints.save"}
     assert {"checkpoints.safetensors", "checkpoints.mapping"} <= readers
-    for module in ("", "cli", "pipelines", *TOKENIZER, *readers):
+    for module in ("", "cli", "pipelines", "serving.client", *TOKENIZER, *readers):
         assert not (loaded_with(module) if module in PATHS else set()) & {"keras", *LIBRARIES}, module
 
 

@@ -86,7 +86,6 @@ def test_narrow_dtypes(dtype: str) -> None:
     assert_same(trained(model, rate=0.1, steps=3), expected, 0.03)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras quantizes on every backend alike, and slowly")
 def test_adapters_of_a_quantized_model() -> None:
     found = []
     for enabled in (False, True):

@@ -56,7 +56,7 @@ def infinite(scores: np.ndarray) -> np.ndarray:
 
 def test_every_processor_has_a_vector() -> None:
     built = {name for vector in VECTORS.values() for name, _ in build_chain(config_of(vector))[0]}
-    assert built | {"diversity"} == {*FUNCTIONS}
+    assert built | {"diversity", "cutoffs"} == {*FUNCTIONS}  # which groups of beams have, and served models
     assert {name for name, vector in VECTORS.items() if f"torch/{name}" not in EXPECTED} == WITHOUT_A_CLASS
     assert sum(key.startswith("tensorflow/") for key in EXPECTED) == 27
 

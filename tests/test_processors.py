@@ -73,6 +73,38 @@ def test_logits_are_hugging_face_s(name: str) -> None:
         assert np.array_equal(result[allowed], expected[allowed])
 
 
+def test_each_row_may_be_cut_in_its_own_way() -> None:
+    names = [name for name in WARPERS if not name.startswith("temperature")]
+    given, count = golden_logits(), len(golden_logits())
+    rows = np.concatenate([given] * len(names))
+    cuts = [name.split("=") for name in names for _ in range(count)]
+    ks = [[int(value) if kind == "top_k" else 0] for kind, value in cuts]
+    shares = [[float(value) if kind == "top_p" else 1.0] for kind, value in cuts]
+    numbers_of_rows = ops.convert_to_tensor(np.array(ks, "int32")), ops.convert_to_tensor(np.array(shares, "float32"))
+    result = numbers(processors.cutoffs(ops.convert_to_tensor(rows), None, *numbers_of_rows))
+    expected = np.concatenate([VALUES[name] for name in names])
+    assert np.array_equal(result > FORBIDDEN / 10, np.isfinite(expected))
+    assert np.array_equal(result[np.isfinite(expected)], expected[np.isfinite(expected)])
+
+
+def test_rows_without_cuts_are_left_as_they_are() -> None:
+    logits = ops.convert_to_tensor(golden_logits())
+    k, share = np.array([[0], [0], [3], [0]], "int32"), np.array([[1.0], [1.0], [1.0], [1.0]], "float32")
+    some = numbers(processors.cutoffs(logits, None, ops.convert_to_tensor(k), ops.convert_to_tensor(share)))
+    none = numbers(processors.cutoffs(logits, None, ops.convert_to_tensor(0 * k), ops.convert_to_tensor(share)))
+    np.testing.assert_array_equal(none, golden_logits())
+    np.testing.assert_array_equal(some[[0, 1, 3]], golden_logits()[[0, 1, 3]])
+    assert (some[2] > FORBIDDEN / 10).sum() < (none[2] > FORBIDDEN / 10).sum()
+
+
+def test_a_row_is_first_cut_to_k_and_then_to_a_share() -> None:
+    logits, share = ops.convert_to_tensor(golden_logits()), np.float32(0.7)
+    expected = numbers(processors.top_p(processors.top_k(logits, None, 5), None, share))
+    k, shares = np.full((4, 1), 5, "int32"), np.full((4, 1), share)
+    result = numbers(processors.cutoffs(logits, None, ops.convert_to_tensor(k), ops.convert_to_tensor(shares)))
+    np.testing.assert_array_equal(result > FORBIDDEN / 10, expected > FORBIDDEN / 10)
+
+
 def test_ties_with_the_kth_stay() -> None:
     result = numbers(processors.top_k(ops.convert_to_tensor(np.array([[1.0, 2.0, 2.0, 0.0]], "float32")), None, 1))
     assert (result > FORBIDDEN).tolist() == [[False, True, True, False]]

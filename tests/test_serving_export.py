@@ -326,7 +326,8 @@ def test_the_graph_has_core_operators_only(exported: Path) -> None:
 
 def test_weights_are_stored_once(model: TFGPTJForCausalLM, exported: Path) -> None:
     files = [path for path in exported.rglob("*") if path.is_file()]
-    assert sorted(path.name for path in files)[:2] == ["fingerprint.pb", "saved_model.pb"]
+    variables = {"variables.index", "variables.data-00000-of-00001"}
+    assert {path.name for path in files} >= {"saved_model.pb", *variables}
     stored = sum(path.stat().st_size for path in files if path.parent.name == "variables")
     assert stored <= 1.02 * 4 * model.count_params()
 
@@ -352,16 +353,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "served"
     home = Path(tf.sysconfig.get_lib())
     libraries = [home / "libtensorflow_cc.so.2", home / "libtensorflow_framework.so.2"]
-    command = [
-        "gcc",
-        TESTS / "served.c",
-        f"-I{tf.sysconfig.get_include()}",
-        "-o",
-        path,
-        *libraries,
-        f"-Wl,-rpath,{home}",
-    ]
-    subprocess.run(command, check=True)
+    headers, search = f"-I{tf.sysconfig.get_include()}", f"-Wl,-rpath,{home}"
+    subprocess.run(["gcc", TESTS / "served.c", headers, "-o", path, *libraries, search], check=True)
     return path
 
 

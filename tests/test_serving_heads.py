@@ -100,6 +100,11 @@ def test_other_weights_are_served_as_they_are(tokenizer: GPTJTokenizer, tmp_path
         assert stored < 1.02 * weights + 8192, name
 
 
+def test_many_layers_take_little_room_in_the_graph(tokenizer: GPTJTokenizer, tmp_path: Path) -> None:
+    path = export_saved_model(TFGPTJForCausalLM(config(n_layer=28)), tmp_path, tokenizer)
+    assert (path / "saved_model.pb").stat().st_size < 3 * 10**6
+
+
 def test_numpys_random_numbers() -> None:
     seeds = [0, 1, 2**31, 2**32, 2**40 + 3, 2**63 - 1]
     expected = np.concatenate([random_rows(seed, 1, 33) for seed in seeds])

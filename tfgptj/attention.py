@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from tfgptj.config import GPTJConfig
+from tfgptj.lean_attention import mixed_by_heads, pays
 from tfgptj.products import leading
 from tfgptj.projection import Projection
 from tfgptj.rotary import apply_rotary
@@ -56,6 +57,7 @@ class RotaryAttention(ConfiguredLayer):
         x: float [B, T, D].
         sin, cos: float32 [B, T, 1, R], from :class:`tfgptj.rotary.RotaryEmbedding`.
         mask: bool [B or 1, 1, T, T], true where a query (row) may look at a key (column).
+        lean: save memory in training: see :mod:`tfgptj.lean_attention`.
 
     Returns:
         float [B, T, D]; with `config.output_attentions` a pair of it and the attention weights [B, N, T, T].
@@ -82,8 +84,12 @@ class RotaryAttention(ConfiguredLayer):
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             projection.build((None, None, self.config.n_embd))
 
-    def call(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None) -> Any:
+    def call(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None, lean: bool = False) -> Any:
         query, key, value = self._project(x, sin, cos)
+        if lean and not (self.config.output_attentions or self.config.attn_pdrop) and pays():
+            mixed = _swapped(mixed_by_heads(query, key, value, mask, 1.0 / math.sqrt(self.config.head_dim), MASKED))
+            mixed = ops.reshape(mixed, (*leading(mixed)[:2], self.config.n_embd))
+            return self.resid_dropout(self.out_proj(mixed), training=training)
         mixed, weights = self._attend(query, key, value, mask, training)
         x = self.resid_dropout(self.out_proj(mixed), training=training)
         return (x, weights) if self.config.output_attentions else x

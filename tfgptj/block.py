@@ -83,11 +83,11 @@ class ParallelBlock(ConfiguredLayer):
     def call(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None) -> Any:
         if not (training and self.gradient_checkpointing):
             return self._forward(x, sin, cos, mask, training)
-        return recomputed(self, lambda x: self._forward(x, sin, cos, mask, training), x)
+        return recomputed(self, lambda x: self._forward(x, sin, cos, mask, training, lean=True), x)
 
-    def _forward(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None) -> Any:
+    def _forward(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None, lean: bool = False) -> Any:
         normalised = self.ln_1(x)
-        attended = self.attn(normalised, sin, cos, mask, training=training)
+        attended = self.attn(normalised, sin, cos, mask, training=training, lean=lean)
         fed = self.mlp(normalised, training=training)
         if self.config.output_attentions:
             attended, weights = attended

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from keras import ops
+import keras
+from keras import ops, tree
 
 from tfgptj.losses import IGNORE_INDEX, Smoothing
 
-CHUNK = 2**25  # logits of a chunk: 128 MiB in float32, 665 tokens of GPT-J's vocabulary
+# Logits of a chunk: 128 MiB in float32, 665 tokens of GPT-J's vocabulary; a quarter of it where no wide kernel is
+# trained, and so no gradient of its size is added up for each chunk.
+CHUNK = 2**25
+_WIDE = 256
 
 
 class Product(NamedTuple):
@@ -61,19 +65,19 @@ def fused_cross_entropy(
         trained_bias: whether the bias's gradient is wanted.
         with_hits: whether to count the tokens whose label has the highest logit.
         with_gradients: whether gradients are wanted at all.
-        chunk: logits that may be held at a time; None is CHUNK.
+        chunk: logits that may be held at a time; None is CHUNK, or less.
 
     Returns:
         float32 [3]: the weighted losses' sum; the cross-entropies' sum, without weights and smoothing; the hits.
     """
     flags = tuple(p.transposed for p in products), (*(p.trained for p in products), trained_bias)
-    count = len(products)
+    count, is_wide = len(products), any(p.trained and p.x.shape[-1] >= _WIDE for p in products)
 
     def sums(labels: Any, weights: Any, bias: Any, *tensors: Any) -> Any:
         xs = tensors[:count]
         kernels = tuple(ops.cast(kernel, x.dtype) for x, kernel in zip(xs, tensors[count:], strict=True))
         task = _Task(kernels, bias, *flags, smoothing, with_hits, with_gradients)
-        return _over_chunks(task, xs, labels, weights, chunk or CHUNK)
+        return _over_chunks(task, xs, labels, weights, chunk or (CHUNK if is_wide else CHUNK // 4))
 
     def sums_and_gradient(*args: Any) -> Any:
         result, (dxs, dkernels, dbias) = sums(*args)
@@ -124,7 +128,7 @@ def _loop(task: _Task, rows: list[Any], labels: Any, weights: Any) -> Any:
     # The first chunk stands before the loop, so that a single one is not added to zeros.
     sums, (dxs, dkernels, dbias) = at(0)
     if not task.with_gradients:
-        sums = ops.while_loop(lambda i, _: i < used, lambda i, sums: (i + 1, sums + at(i)[0]), (1, sums))[1]
+        sums = _in_turn(lambda i, _: i < used, lambda i, sums: (i + 1, sums + at(i)[0]), (1, sums))[1]
         return sums, (dxs, dkernels, dbias)
     places = [ops.scatter_update(ops.zeros_like(x), [[0]], dx[None]) for x, dx in zip(rows, dxs, strict=True)]
     wanted = [d for d in (*dkernels, dbias) if d is not None]
@@ -135,10 +139,22 @@ def _loop(task: _Task, rows: list[Any], labels: Any, weights: Any) -> Any:
         places = [ops.scatter_update(all_dx, row, dx[None]) for all_dx, dx in zip(places, dxs, strict=True)]
         return i + 1, sums + more, places, [a + b for a, b in zip(wanted, added, strict=True)]
 
-    _, sums, places, wanted = ops.while_loop(lambda i, *_: i < used, body, (1, sums, places, wanted))
+    _, sums, places, wanted = _in_turn(lambda i, *_: i < used, body, (1, sums, places, wanted))
     left = iter(wanted)
     dkernels, dbias = [d if d is None else next(left) for d in dkernels], None if dbias is None else next(left)
     return sums, (places, dkernels, dbias)
+
+
+def _in_turn(condition: Any, body: Any, state: Any) -> Any:
+    """`ops.while_loop`, of which no turn begins before the last one, and what made the state, has ended."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.while_loop(condition, body, state)
+    import tensorflow as tf
+
+    state = tree.map_structure(tf.convert_to_tensor, state)
+    with tf.control_dependencies(tree.flatten(state)):
+        state = tree.map_structure(tf.identity, state)
+    return tf.while_loop(condition, body, state, parallel_iterations=1)
 
 
 def _chunk(task: _Task, xs: Any, labels: Any, weights: Any) -> Any:

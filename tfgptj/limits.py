@@ -75,5 +75,5 @@ MAX_SERVED_ROWS = 64
 MAX_SERVED_TOKENS = 2**14  # rows times the slots of each: the longest prompt's and the longest continuation's
 
 # A text that a graph takes in front of a model: GPT-J's 2,048 tokens of at most 128 bytes are 256 KiB. While it is cut
-# into tokens, a byte takes about 250 bytes.
+# into tokens, a byte takes about 100 bytes.
 MAX_TEXT_BYTES = 2**20

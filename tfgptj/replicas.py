@@ -9,14 +9,18 @@ from keras import ops
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """A tensor summed over all replicas, without gradient; call it where every replica comes by, outside of loops."""
+    """A tensor, or a list of them, summed over all replicas, without gradient.
+
+    Call it where every replica comes by, outside of loops.
+    """
     if keras.backend.backend() != "tensorflow":
         return value
     import tensorflow as tf
 
     if tf.distribute.in_cross_replica_context() or tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return value
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(value))
+    stopped = tf.nest.map_structure(tf.stop_gradient, value)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, stopped)
 
 
 def as_share(share: Any) -> Any:

@@ -105,7 +105,7 @@ def batching_parameters(max_batch_size: int, threads: int | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_deployment(directory: Path, name: str, labels: Mapping[str, int] | None = None) -> None:
+def write_deployment(directory: str | os.PathLike[str], name: str, labels: Mapping[str, int] | None = None) -> None:
     """Write a server's configuration of a model, and a README of how to serve it and ask it, beside its versions.
 
     Args:
@@ -117,6 +117,7 @@ def write_deployment(directory: Path, name: str, labels: Mapping[str, int] | Non
         CheckpointError: if there is no version.
         InputError: if a label's version is not there.
     """
+    directory = Path(directory)
     versions = versions_in(directory)
     if not versions:
         raise CheckpointError(f"{directory}: found no version; export the model first.")

@@ -114,7 +114,7 @@ def export_saved_model(
             tf.saved_model.save(served, str(staging), signatures=traced, options=options)
             # So many that, whatever is merged, no run of the graph is asked for too much.
             merged = min(caps.rows, max(1, caps.tokens // caps.config.n_positions))
-            add_serving_files(staging, Path(directory).name, merged)
+            add_serving_files(staging, Path(directory).resolve().name, merged)
         except tf.errors.OpError as error:
             raise CheckpointError(f"{directory}: could not be written: {error.message}") from error
     return target

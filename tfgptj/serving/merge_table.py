@@ -1,13 +1,13 @@
 """The merges of a BPE as arrays, with what allows many of a word to be done at once.
 
 The `tokenizers` library merges a word's pair of lowest rank, over and over. A pair may be merged out of that order if
-nothing that could still happen beside it has a lower rank. For a pair (x, y) of neighbours, of which a pair on either
-side is about to be merged, the bounds of this table say what could:
+nothing that could still happen beside it has a lower rank. For neighbours x and y, the bounds of this table say what
+could happen between them before one of them has changed:
 
-- `left_bound[x, y]`, the lowest rank of a merge of y with something on its left that ends with x;
-- `right_bound[x, y]`, the lowest rank of a merge of x with something on its right that begins with y.
+- `left_bound`, the lowest rank of a merge of y with something on its left that ends with x;
+- `right_bound`, the lowest rank of a merge of x with something on its right that begins with y.
 
-So 100 kB without a space take some hundred rounds instead of tens of thousands, and everyday words three or four.
+So long words take about as few rounds as short ones.
 """
 
 from __future__ import annotations

@@ -14,8 +14,11 @@ import keras
 from keras import ops
 
 from tfgptj.errors import InputError
+from tfgptj.replicas import sum_over_replicas
+from tfgptj.training.in_place import adam_step, assign, follow, one_by_one
 
 _NARROW = ("bfloat16", "float16")
+_ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
 class WideState(keras.optimizers.Optimizer):
@@ -46,18 +49,22 @@ class WideState(keras.optimizers.Optimizer):
             for variable in variables
         ]
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Change one weight and its state."""
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> Any:
+        """Change one weight and its state; on TensorFlow returns the last operation."""
         index, dtype = self._get_variable_index(variable), _dtype(variable)
         rate, master = ops.cast(learning_rate, _wide(dtype)), self._masters[index]
         weight = _followed(variable, master) if dtype in _NARROW else ops.convert_to_tensor(variable)
         change = self.change(index, gradient, weight, rate)
-        if self.weight_decay and self._decays[index] and self._use_weight_decay(variable):
+        if self.is_decaying(index, variable):
             weight = weight - weight * (rate * self.weight_decay)
         weight = weight - change
         if master is not None:
             self.assign(master, weight)
-        self.assign(variable, ops.cast(weight, dtype))
+        return self._store(variable, ops.cast(weight, dtype))
+
+    def is_decaying(self, index: int, variable: Any) -> bool:
+        """Whether each step takes away a share of a weight."""
+        return bool(self.weight_decay and self._decays[index] and self._use_weight_decay(variable))
 
     def get_config(self) -> dict[str, Any]:
         own = {"decay_embeddings": self.decay_embeddings, "float32_master": self.float32_master}
@@ -65,7 +72,18 @@ class WideState(keras.optimizers.Optimizer):
 
     def _backend_apply_gradients(self, gradients: Any, variables: Any) -> None:
         pairs = zip(gradients, variables, strict=True)
-        super()._backend_apply_gradients([_dense(g, _wide(_dtype(v))) for g, v in pairs], variables)
+        wide = [_dense(g, _wide(_dtype(v))) for g, v in pairs]
+        super()._backend_apply_gradients(sum_over_replicas(wide), variables)
+
+    def _all_reduce_sum_gradients(self, pairs: Any) -> Any:
+        """The pairs: gradients are summed already. Keras does so here, where they have been clipped."""
+        return pairs
+
+    def _distributed_tf_update_step(self, strategy: Any, pairs: Any, learning_rate: Any) -> None:
+        one_by_one(strategy, pairs, lambda gradient, weight: self.update_step(gradient, weight, learning_rate))
+
+    def _store(self, variable: Any, value: Any) -> Any:
+        return assign(variable, value) if _ON_TENSORFLOW else self.assign(variable, value)
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: it is part of the update, where weights are wide."""
@@ -85,8 +103,8 @@ class AdamW(WideState, keras.optimizers.AdamW):
         epsilon: float, added after the bias correction as PyTorch does; Keras adds it before.
         decay_embeddings: whether embeddings decay, too.
         float32_master: keep the float32 copy.
-        **kwargs: of `keras.optimizers.Optimizer`. `global_clipnorm` clips all gradients by their norm as one vector;
-            under a `tf.distribute` strategy each replica clips its own part of the sum.
+        **kwargs: of `keras.optimizers.Optimizer`. `global_clipnorm` clips all gradients by their norm as one vector,
+            also under a `tf.distribute` strategy, where Keras's optimizers clip each replica's part of the sum.
 
     Raises:
         InputError: for `amsgrad`, or at the first step for `use_ema` with weights that are not float32.
@@ -118,6 +136,25 @@ class AdamW(WideState, keras.optimizers.AdamW):
         if not self.built:
             super().build(variables)
             self.add_masters(variables)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> Any:
+        """Change one weight and its state, in place on TensorFlow."""
+        index, dtype = self._get_variable_index(variable), _dtype(variable)
+        master = self._masters[index]
+        if not _ON_TENSORFLOW or (dtype in _NARROW and master is None):
+            return super().update_step(gradient, variable, learning_rate)
+        rate, step = (ops.cast(x, _wide(dtype)) for x in (learning_rate, self.iterations + 1))
+        done = adam_step(
+            variable if master is None else follow(master.value, variable),
+            (self._momentums[index], self._velocities[index]),
+            gradient,
+            step,
+            rate,
+            (self.beta_1, self.beta_2),
+            self.epsilon,
+            rate * self.weight_decay if self.is_decaying(index, variable) else None,
+        )
+        return done if master is None else assign(variable, ops.cast(master, dtype))
 
     def change(self, index: int, gradient: Any, weight: Any, learning_rate: Any) -> Any:
         """What to subtract from a weight; the slots change here."""
