@@ -126,14 +126,16 @@ def mirrored(directory: Path) -> dict[str, Any]:
     import keras
 
     from tfgptj import TFGPTJForCausalLM
+    from tfgptj.training.optimizers import Adafactor, AdamW
 
     scope = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope
 
     def sgd() -> Any:
         return keras.optimizers.SGD(0.1)
 
-    def clipped() -> Any:
-        return keras.optimizers.SGD(0.1, global_clipnorm=0.5)
+    def clipping() -> Any:
+        """With an epsilon that keeps it from dividing by what is rounding alone."""
+        return AdamW(1e-2, epsilon=1e-3, global_clipnorm=0.1)
 
     alone, model = build(), build(scope=scope())
     losses = differences(alone, model, train(alone), train(model))
@@ -149,10 +151,13 @@ def mirrored(directory: Path) -> dict[str, Any]:
         "texts": [text == texts[0] for text in texts],
         "saved": max(difference(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True)),
         "heads": heads(scope, sgd),
+        "SGD": compare(scope, optimizer=sgd),
         "LoRA": compare(scope, lora=2),
         "mixed_bfloat16": compare(scope, dtype="mixed_bfloat16", optimizer=sgd),
         "mixed_float16": compare(scope, dtype="mixed_float16", optimizer=sgd),
-        "clipping": compare(scope, optimizer=clipped),
+        "Keras clips": compare(scope, optimizer=lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.5)),
+        "AdamW, clipped": compare(scope, optimizer=clipping),
+        "Adafactor, clipped": compare(scope, optimizer=lambda: Adafactor(1e-2, clipnorm=0.01)),
         "interrupted": interrupted_run(scope, directory / "checkpoints"),
     }
 
