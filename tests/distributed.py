@@ -9,7 +9,6 @@ Each prints the largest relative differences of losses and of weights, for each 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
@@ -119,35 +118,6 @@ def interrupted_run(scope: Callable[[], Any], directory: Path) -> float:
     return max(difference(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)) for a, b in pairs)
 
 
-def fine_tuned(directory: Path, strategy: str, name: str) -> dict[str, float]:
-    """All scores of a run of `tfgptj train` of its own."""
-    import keras
-
-    from tfgptj import GPTJConfig, GPTJTokenizer, TFGPTJForCausalLM
-    from tfgptj.training.fine_tuning import fine_tune
-    from tfgptj.training.settings import FineTuning
-
-    place = directory / name
-    text = "".join(f"the king number {n} and all his {n * n} men of war\n" for n in range(60))
-    place.mkdir()
-    (place / "train.txt").write_text(text)
-    tokenizer = GPTJTokenizer.train([text], vocab_size=270)
-    tokenizer.save_pretrained(place / "base")
-    keras.utils.set_random_seed(0)
-    TFGPTJForCausalLM(GPTJConfig(**{**SIZES, "vocab_size": 270}, eos_token_id=None)).save_pretrained(place / "base")
-    found = fine_tune(
-        FineTuning(
-            train_files=(str(place / "train.txt"),), model=str(place / "base"), output_dir=str(place / "tuned"),
-            validation_split=0.2, batch_size=4, block_size=16, epochs=1, learning_rate=1e-2, global_clipnorm=0.0,
-            strategy=strategy, save_freq=5,
-        ),
-        verbose=0,
-    )  # fmt: skip
-    return {
-        f"{part} {score}": value for part in ("before", "train", "validation") for score, value in found[part].items()
-    }
-
-
 def mirrored(directory: Path) -> dict[str, Any]:
     import tensorflow as tf
 
@@ -189,20 +159,7 @@ def mirrored(directory: Path) -> dict[str, Any]:
         "AdamW, clipped": compare(scope, optimizer=clipping),
         "Adafactor, clipped": compare(scope, optimizer=lambda: Adafactor(1e-2, clipnorm=0.01)),
         "interrupted": interrupted_run(scope, directory / "checkpoints"),
-        "fine-tuned": fine_tuning(directory),
     }
-
-
-def fine_tuning(directory: Path) -> float:
-    """The largest difference of a score between two replicas and one device."""
-    import tensorflow as tf
-
-    found = []
-    # By itself it takes GPUs, or one CPU.
-    tf.distribute.MirroredStrategy = functools.partial(tf.distribute.MirroredStrategy, ["CPU:0", "CPU:1"])
-    for strategy in ("none", "mirrored"):
-        found.append(fine_tuned(directory, strategy, strategy))
-    return max(difference(found[0][name], found[1][name]) for name in found[0])
 
 
 def worker(directory: Path, index: str, ports: str) -> dict[str, Any]:
