@@ -81,6 +81,7 @@ ERRORS = {
     "NonFiniteLossError": ArithmeticError,
     "ResourceLimitError": MemoryError,
     "BackendError": RuntimeError,
+    "ServerError": OSError,
 }
 
 
