@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile much and run little: XLA's machine code is not made faster, which takes a third of JAX's time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
+import gc
 import signal
 import subprocess
 import sys
@@ -67,6 +68,14 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_searched_once() -> Iterator[None]:
+    """Keras collects garbage for each kernel that it quantizes, and libraries keep much of what has been compiled."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=CONFIGS)
