@@ -54,7 +54,7 @@ def mixed_by_heads(query: Any, key: Any, value: Any, mask: Any, scale: float, ma
     @tf.custom_gradient
     def mixed(query: Any, key: Any, value: Any) -> Any:
         shape = tf.shape(query)
-        heads = _Heads(*(_rows(x) for x in (query, key, value)), mask, shape[1], scale, masked)
+        heads = _Heads(_rows(query), _rows(key), _rows(value), mask, shape[1], scale, masked)
         mix = lambda i: [tf.matmul(tf.cast(_weights(heads, i), value.dtype), heads.value[i])]  # noqa: E731
         [result] = _over_heads(mix, [heads.value])
 
