@@ -21,7 +21,7 @@ class TextClassificationPipeline(Pipeline):
 
     Every option can be given to the pipeline or to a call; see `__call__`.
 
-    >>> from tfgptj.tokenizer import GPTJTokenizer
+    >>> from tfgptj import GPTJConfig, GPTJTokenizer
     >>> labels = {0: "bad", 1: "good"}
     >>> config = GPTJConfig(vocab_size=257, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, id2label=labels)
     >>> tokenizer = GPTJTokenizer.train(["abc"], vocab_size=257)
