@@ -12,7 +12,7 @@ from conftest import numbers
 from tfgptj.attention import MASKED
 from tfgptj.lean_attention import mixed_by_heads, pays
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's alone")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow takes heads in turn")
 B, N, T, H = 2, 3, 5, 4
 RNG = np.random.default_rng(0)
 CAUSAL = np.tril(np.ones((T, T), bool))[None, None]

@@ -25,7 +25,7 @@ from tfgptj.litert.convert import convert
 from tfgptj.litert.layout import read_layout
 from tfgptj.litert.validate import validate
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend shows it")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="LiteRT computes, not a Keras backend")
 BASE = GOLDENS / "base" / "causal_lm"
 
 

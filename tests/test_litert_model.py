@@ -25,7 +25,7 @@ from tfgptj.litert.graph import Graph
 from tfgptj.litert.model import LiteRTGPTJForCausalLM
 from tfgptj.litert.quantization import quantized
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend shows it")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="LiteRT computes, not a Keras backend")
 MODEL = DIRECTORY / "model"
 IDS = np.array([[5, 9, 3, 17, 9, 3]], "int32")
 

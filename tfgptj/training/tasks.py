@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,7 @@ TOKENS_DIRECTORY = "tokens"  # in the run's, as long as it goes on
 SHORTEST_BUCKET = 32
 
 
-class Task:
+class Task(ABC):
     """The data of a run and what they ask of the model. Made by `open_task`.
 
     Attributes:
@@ -57,19 +58,19 @@ class Task:
         self.steps_per_epoch = int(self.training_data(batch_size, epochs=1).cardinality())
         self.validation_steps = int(self.validation_data(batch_size).cardinality()) if self.has_validation else None
 
+    @abstractmethod
     def open(self) -> None:
         """Find the data, and set the attributes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def training_data(
         self, batch_size: int, shard: Shard = (0, 1), *, epochs: int | None = None, start_step: int = 0
     ) -> Dataset:
         """Shuffled batches; `epochs` None is without end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validation_data(self, batch_size: int, shard: Shard = (0, 1)) -> Dataset:
         """All of the validation data in their order."""
-        raise NotImplementedError
 
     def metrics(self) -> list[Any]:
         """What `fit` shows beside the loss."""
@@ -173,11 +174,13 @@ class Examples(Task):
 
     size: int  # tokens of an example at most
 
+    @abstractmethod
     def _read(self, files: tuple[str, ...]) -> Rows:
-        raise NotImplementedError
+        """The rows of files."""
 
+    @abstractmethod
     def _dataset(self, rows: Any, **options: Any) -> Dataset:
-        raise NotImplementedError
+        """Batches of rows."""
 
 
 class Classification(Examples):
@@ -290,7 +293,11 @@ def open_task(settings: FineTuning) -> Task:
     """
     tokenizer = GPTJTokenizer.from_pretrained(settings.model, revision=settings.revision)
     config = GPTJConfig.from_pretrained(settings.model, revision=settings.revision)
-    tasks = {GENERATION: LanguageModeling, CLASSIFICATION: Classification, ANSWERING: Answering}
+    tasks: dict[str, Callable[..., Task]] = {
+        GENERATION: LanguageModeling,
+        CLASSIFICATION: Classification,
+        ANSWERING: Answering,
+    }
     return tasks[settings.task](settings, tokenizer, config)
 
 
