@@ -43,7 +43,6 @@ def execute(path: Path, directory: Path) -> NotebookNode:
         "HF_HUB_OFFLINE": "1",
         "IPYTHONDIR": str(directory / ".ipython"),  # nobody's profile and history
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "TF_CPP_MIN_LOG_LEVEL": "3",  # what TensorFlow says of the machine when it starts
     }
     client = NotebookClient(
         notebook,
@@ -51,6 +50,8 @@ def execute(path: Path, directory: Path) -> NotebookNode:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
+        # What TensorFlow's C++ says of the machine when it starts stays out of the notebook.
+        extra_arguments=["--IPKernelApp.capture_fd_output=False", "--log-level=ERROR"],
         resources={"metadata": {"path": str(directory)}},
     )
     client.execute(env=environment)
