@@ -8,8 +8,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat import NotebookNode
 from execute_notebooks import METADATA, NOTEBOOKS, execute, read
+from nbformat import NotebookNode
 
 LARGEST = 300_000  # bytes, so that GitHub shows it at once
 PRIVATE = re.compile(r"(?<![\w.:/])/(?:tmp|home|root|usr|var|opt|mnt|Users)/|[A-Z]:\\|site-packages|\b0x[0-9a-f]{8,}")
