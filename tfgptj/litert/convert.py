@@ -19,7 +19,7 @@ from tfgptj.checkpoints.write import Progress
 from tfgptj.errors import CheckpointError, ConfigError
 from tfgptj.files import json_bytes, replaced_file, staging_directory, sync_directory
 from tfgptj.litert import blocks
-from tfgptj.litert.layout import ATTENTION, BITS, BLOCK_SIZES, HEAD, OUTSIDE, Layout, block_files
+from tfgptj.litert.layout import ATTENTION, BITS, BLOCK_SIZES, HEAD, OUTSIDE, Layout, segment_files
 from tfgptj.litert.quantization import Matrix, quantized
 
 
@@ -105,8 +105,7 @@ class _Conversion:
 
     def run(self, bits: int, block_size: int | None, head_bits: int) -> None:
         """Write all files, the one that tells of the others at the end."""
-        for layer in range(self.config.n_layer):
-            self._write_block(layer, lambda matrix: quantized(matrix, bits, block_size))
+        self._write_segments(lambda matrix: quantized(matrix, bits, block_size))
         graph, outputs = blocks.attention_graph(self.config)
         graph.write(self.directory / ATTENTION, outputs)
         self._write_outside()
@@ -119,16 +118,22 @@ class _Conversion:
             with replaced_file(self.directory / name) as file:
                 file.write(content)
 
-    def _write_block(self, layer: int, pack: Callable[[np.ndarray], Matrix]) -> None:
+    def _write_segments(self, pack: Callable[[np.ndarray], Matrix]) -> None:
+        before = None
+        for layer, name in enumerate(segment_files(self.config.n_layer)):
+            after = self._block(layer, pack) if layer < self.config.n_layer else None
+            graph, outputs = blocks.segment_graph(self.config, before, after)
+            graph.write(self.directory / name, outputs)
+            before = after
+
+    def _block(self, layer: int, pack: Callable[[np.ndarray], Matrix]) -> blocks.Block:
         names = [f"blocks.{layer}.{name}" for name in blocks.WEIGHTS]
         found = dict(zip(blocks.WEIGHTS, self._floats(names), strict=True))
         qkv = np.concatenate([found.pop(f"attn.{letter}_proj.kernel") for letter in "qkv"])
         matrices = {"qkv": pack(qkv)}
         for home, name in (("mlp", "fc_in"), ("attn", "out_proj"), ("mlp", "fc_out")):
             matrices[name] = pack(found.pop(f"{home}.{name}.kernel"))
-        for name, make in zip(block_files(layer), (blocks.inner_graph, blocks.outer_graph), strict=True):
-            graph, outputs = make(self.config, matrices, found)
-            graph.write(self.directory / name, outputs)
+        return blocks.Block(matrices, found)
 
     def _write_outside(self) -> None:
         """What is looked up and normalised outside of the graphs; the embedding in the dtype that it is stored in."""

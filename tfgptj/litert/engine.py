@@ -44,8 +44,16 @@ class Program:
         self._shapes: list[Shape] = []
         give_back(path)
 
-    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Run the graph on float32 arrays in the order of its inputs; the outputs are copies."""
+    def __call__(self, *arrays: np.ndarray, wanted: int | None = None) -> list[np.ndarray]:
+        """Run the graph.
+
+        Args:
+            *arrays: float32, in the order of its inputs.
+            wanted: how many of its outputs are asked for; None for all.
+
+        Returns:
+            Copies of the first outputs.
+        """
         interpreter, shapes = self._interpreter, [array.shape for array in arrays]
         if shapes != self._shapes:
             for index, shape in zip(self._inputs, shapes, strict=True):
@@ -55,7 +63,7 @@ class Program:
         for index, array in zip(self._inputs, arrays, strict=True):
             interpreter.tensor(index)()[:] = array  # a view; none may be left when it runs
         interpreter.invoke()
-        return [interpreter.get_tensor(index) for index in self._outputs]
+        return [interpreter.get_tensor(index) for index in self._outputs[:wanted]]
 
 
 def give_back(path: Path) -> None:
