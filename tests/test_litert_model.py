@@ -209,9 +209,9 @@ def damaged(directory: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "other"}, r"is of format 'other', version 1; expected 'tfgptj-litert', version 1"),
-        ({"version": 2}, r"version 2; expected 'tfgptj-litert', version 1"),
-        ({"files": {}}, r"lists 0 files, and a model of 2 layers has 7"),
+        ({"format": "other"}, r"is of format 'other', version 2; expected 'tfgptj-litert', version 2"),
+        ({"version": 1}, r"version 1; expected 'tfgptj-litert', version 2"),
+        ({"files": {}}, r"lists 0 files, and a model of 2 layers has 6"),
         ({"files": None}, r"lacks bits, head_bits or files: convert"),
         ({"bits": 5}, r"lacks bits, head_bits or files: convert"),
         ({"block_size": 7}, r"block_size must be null or one of \(32, 64, 128\), got 7"),
@@ -228,7 +228,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFormatError, match=r"litert.json: not valid JSON"):
         LiteRTGPTJForCausalLM.from_pretrained(directory)
     directory = damaged(tmp_path / "other")
-    head, block = directory / "head.tflite", directory / "block-000-inner.tflite"
+    head, block = directory / "head.tflite", directory / "segment-000.tflite"
     content = head.read_bytes()
     head.write_bytes(content[:-1])
     with pytest.raises(CheckpointFormatError, match=r"head.tflite: has [\d,]+ bytes, expected [\d,]+: convert"):
@@ -237,6 +237,6 @@ def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFormatError, match=r"head.tflite: LiteRT cannot run it: "):
         LiteRTGPTJForCausalLM.from_pretrained(directory)
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "n_inner": 64}))
+    (directory / "config.json").write_text(json.dumps({**config, "n_embd": 64}))
     with pytest.raises(CheckpointFormatError, match=rf"{block.name}: takes and gives .*, and the configuration calls"):
         LiteRTGPTJForCausalLM.from_pretrained(directory)
