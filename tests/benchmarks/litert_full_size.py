@@ -82,7 +82,8 @@ STEPS = {"write": write, "convert": convert, "run": run}
 
 def step(directory: str, name: str, *options: str) -> None:
     """One step in a process of its own, and a line about it."""
-    command = [sys.executable, __file__, "--directory", directory, "--step", name, "--began", str(time.time()), *options]
+    command = [sys.executable, __file__, "--directory", directory, "--step", name, *options]
+    command += ["--began", str(time.time())]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     print(output.splitlines()[-1], flush=True)
 

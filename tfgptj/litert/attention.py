@@ -117,7 +117,9 @@ def turn(x: np.ndarray, sin: np.ndarray, cos: np.ndarray) -> None:
     first[...] = turned
 
 
-def attended(query: np.ndarray, keys: np.ndarray, values: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def attended(
+    query: np.ndarray, keys: np.ndarray, values: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Mixed values [B, N, T, H] and attention weights [B, N, T, S] of queries [B, N, T, H]."""
     weights = softmax(query @ keys.swapaxes(2, 3) + bias)
     return weights @ values, weights

@@ -21,7 +21,7 @@ from tfgptj.generation.stepping import Shapes, to_numpy
 from tfgptj.generative import Generative
 from tfgptj.litert.attention import Attention, Cache, normalised, places
 from tfgptj.litert.blocks import GELUS
-from tfgptj.litert.engine import Program, default_threads
+from tfgptj.litert.engine import Program, Room, default_threads, large_pages
 from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, read_layout, segment_files
 
 # Rows that the graphs take at once, and bytes that all blocks may keep for them.
@@ -49,8 +49,8 @@ class LiteRTTransformer:
         between = ((x, x), (projected, x, x)) if name in GELUS else ((x, x, fed), (projected, x, fed))
         sides = [between] * (config.n_layer + 1)
         sides[0], sides[-1] = ((x,), between[1]), (between[0], (x,))
-        files = zip(segment_files(config.n_layer), sides, strict=True)
-        *self._segments, self._last = (Program(directory / file, threads, *side) for file, side in files)
+        files, room = zip(segment_files(config.n_layer), sides, strict=True), Room()
+        *self._segments, self._last = (Program(directory / file, threads, *side, room) for file, side in files)
         heads = (-1, config.n_head, -1, config.head_dim)
         graph = Program(directory / ATTENTION, threads, (heads, heads, heads, (-1, 1, -1, -1)), (heads,))
         self._attention = Attention(config, graph, threads)
@@ -128,7 +128,7 @@ class LiteRTTransformer:
             if record is not None and weights is not None:
                 unseen = mask.shape[-1] - weights.shape[-1]
                 x = passed[1] if self._activation is None else passed[0]
-                record += [x.reshape(rows, count, -1), np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, unseen)))]
+                record += [x.reshape(rows, count, -1).copy(), np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, unseen)))]
             given = [passed[0], mixed.reshape(rows * count, -1)]
             if self._activation is not None:
                 given.append(to_numpy(self._activation(passed[1])))
@@ -181,8 +181,10 @@ class LiteRTGPTJForCausalLM(Generative):
         self.generation_config = GenerationConfig.from_json_file(path) if path.is_file() else None
         self.shapes = Shapes(self.config)
         threads = threads or default_threads()
-        self.transformer = LiteRTTransformer(directory, self.config, threads)
-        self._head = Program(directory / HEAD, threads, ((-1, self.config.n_embd),), ((-1, self.config.vocab_size),))
+        with large_pages():
+            self.transformer = LiteRTTransformer(directory, self.config, threads)
+            outer = (-1, self.config.n_embd), (-1, self.config.vocab_size)
+            self._head = Program(directory / HEAD, threads, outer[:1], outer[1:])
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], *, threads: int | None = None) -> LiteRTGPTJForCausalLM:
