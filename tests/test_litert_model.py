@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from tfgptj.errors import CheckpointError, CheckpointFormatError, ConfigError, G
 from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.litert.convert import convert
-from tfgptj.litert.engine import Program
+from tfgptj.litert.engine import Program, large_pages
 from tfgptj.litert.graph import Graph
 from tfgptj.litert.model import LiteRTGPTJForCausalLM
 from tfgptj.litert.quantization import quantized
@@ -110,7 +111,7 @@ def test_few_bits_are_those_of_the_rounded_weights(
     assert_near(found[0], found[1], 1e-6)
 
 
-def test_pieces_and_the_graph_of_attention_change_nothing(
+def test_pieces_threads_and_the_graph_of_attention_change_nothing(
     converted: Converted,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,6 +120,9 @@ def test_pieces_and_the_graph_of_attention_change_nothing(
     mask[1, :5] = 0
     by_graph, by_numpy = forward(model, ids, mask), forward(model, ids, mask, [])
     assert_near(by_graph[mask == 1], by_numpy[mask == 1], 1e-5)
+    monkeypatch.setattr("tfgptj.litert.attention._MUCH", 1)  # numbers in the keys, from which threads share heads
+    by_threads = forward(model, ids, mask, [])
+    np.testing.assert_array_equal(by_threads[mask == 1], by_numpy[mask == 1])
     monkeypatch.setattr(model.transformer, "rows_at_once", 40)
     record: list[Any] = []
     assert_near(forward(model, ids, mask, record)[mask == 1], by_numpy[mask == 1], 1e-5)
@@ -183,6 +187,23 @@ def test_weights_are_in_memory_once(tmp_path: Path) -> None:
     assert resident < 1024
     [found] = program(np.eye(1, 1024, dtype="float32"))
     np.testing.assert_allclose(found[0], matrix.floats()[:, 0], atol=0.02)
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="no large pages here")
+def test_what_is_allocated_comes_to_lie_in_large_pages() -> None:
+    size = 2**25
+    with large_pages():
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.write(b"1" * size)
+        small = in_large_pages()
+    assert in_large_pages() - small >= size - 2**22
+    assert memory[:] == b"1" * size
+
+
+def in_large_pages() -> int:
+    """Bytes of this process that are in large pages."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.search(r"AnonHugePages: +(\d+) kB", rollup)[1])  # type: ignore[index]
 
 
 def test_it_drafts_for_nobody(converted: Converted) -> None:
