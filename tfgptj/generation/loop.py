@@ -225,7 +225,8 @@ def _on_host(state: State) -> State:
     An engine is called from the host, where Keras's operators would take longer than a small model's layers.
     """
     names = [name for name in State._fields if name not in ("caches", "search")]
-    return state._replace(**{name: to_numpy(getattr(state, name)) for name in names})
+    values: dict[str, Any] = {name: to_numpy(getattr(state, name)) for name in names}
+    return state._replace(**values)
 
 
 def next_logits(model: TFGPTJForCausalLM, hidden: Any) -> Any:

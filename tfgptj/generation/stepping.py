@@ -79,8 +79,9 @@ def pick_on_host(
     model: TFGPTJForCausalLM, plan: loop.Plan, logits: Any, scores: Any, state: loop.State, controls: loop.Controls
 ) -> loop.State:
     """:func:`pick` without random numbers, in NumPy, for an engine: its logits and its state are there already."""
-    numbers = {name: to_numpy(getattr(controls, name)) for name in ("eos", "pad", "limit")}
-    return loop.settle(plan, logits, to_numpy(scores), state, controls._replace(**numbers))
+    eos, pad, limit = (to_numpy(number) for number in (controls.eos, controls.pad, controls.limit))
+    controls = controls._replace(eos=eos, pad=pad, limit=limit)
+    return loop.settle(plan, logits, to_numpy(scores), state, controls)
 
 
 def whole(model: TFGPTJForCausalLM, logits: Any) -> Any:

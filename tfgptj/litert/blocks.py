@@ -32,6 +32,8 @@ WEIGHTS = (
     *("mlp.fc_in.kernel", "mlp.fc_in.bias", "attn.out_proj.kernel", "mlp.fc_out.kernel", "mlp.fc_out.bias"),
 )
 
+Shapes = tuple[tuple[int, ...], ...]
+
 
 class Block(NamedTuple):
     """The weights of a block, in the form that graphs take them in."""
@@ -70,6 +72,18 @@ def segment_graph(config: GPTJConfig, before: Block | None, after: Block | None)
         return graph, [projected, x, middle]
     middle = graph.gelu(middle, GELUS[config.activation_function])
     return graph, [projected, graph.add(x, _fed(graph, middle, after)), x]
+
+
+def segment_shapes(config: GPTJConfig) -> list[tuple[Shapes, Shapes]]:
+    """What each segment takes and gives."""
+    x, projected, middle = (-1, config.n_embd), (-1, 3 * config.n_embd), (-1, config.inner_dim)
+    taken: Shapes = (x, x)
+    given: Shapes = (projected, x, x)
+    if config.activation_function not in GELUS:
+        taken, given = (x, x, middle), (projected, x, middle)
+    takes: list[Shapes] = [(x,), *[taken] * config.n_layer]
+    gives: list[Shapes] = [*[given] * config.n_layer, (x,)]
+    return list(zip(takes, gives, strict=True))
 
 
 def _fed(graph: Graph, middle: Tensor, block: Block) -> Tensor:

@@ -20,7 +20,7 @@ from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.stepping import Shapes, to_numpy
 from tfgptj.generative import Generative
 from tfgptj.litert.attention import Attention, Cache, normalised, places
-from tfgptj.litert.blocks import GELUS
+from tfgptj.litert.blocks import GELUS, segment_shapes
 from tfgptj.litert.engine import Program, Room, default_threads, large_pages
 from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, read_layout, segment_files
 
@@ -42,22 +42,19 @@ class LiteRTTransformer:
     def __init__(self, directory: Path, config: GPTJConfig, threads: int) -> None:
         self.config = config
         self.lock = threading.Lock()  # a graph has one place for what goes through it
-        width, middle = config.n_embd, config.inner_dim
-        x, projected, fed = (-1, width), (-1, 3 * width), (-1, middle)
-        name = config.activation_function
+        name, room = config.activation_function, Room()
         self._activation = None if name in GELUS else activation_layer(name)
-        between = ((x, x), (projected, x, x)) if name in GELUS else ((x, x, fed), (projected, x, fed))
-        sides = [between] * (config.n_layer + 1)
-        sides[0], sides[-1] = ((x,), between[1]), (between[0], (x,))
-        files, room = zip(segment_files(config.n_layer), sides, strict=True), Room()
-        *self._segments, self._last = (Program(directory / file, threads, *side, room) for file, side in files)
+        *self._segments, self._last = (
+            Program(directory / file, threads, takes, gives, room)
+            for file, (takes, gives) in zip(segment_files(config.n_layer), segment_shapes(config), strict=True)
+        )
         heads = (-1, config.n_head, -1, config.head_dim)
         graph = Program(directory / ATTENTION, threads, (heads, heads, heads, (-1, 1, -1, -1)), (heads,))
         self._attention = Attention(config, graph, threads)
         self._outside = SafetensorsFile(directory / OUTSIDE)
         weakref.finalize(self, self._outside.close)
         self._norm = self._outside.read("ln_f.weight"), self._outside.read("ln_f.bias")
-        held = 4 * config.n_layer * (6 * width + 3 * middle)  # for one row
+        held = 4 * config.n_layer * (6 * config.n_embd + 3 * config.inner_dim)  # for one row
         self.rows_at_once = min(max(_ROWS_BYTES // held, _LEAST_ROWS), _MOST_ROWS)
 
     def step(
