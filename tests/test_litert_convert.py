@@ -55,7 +55,7 @@ def test_info_and_validate_know_it(shakespeare: Path, capsys: pytest.CaptureFixt
     assert "stored as     4 bits in blocks of 32, the head 8 bits\n" in capsys.readouterr().out
     assert cli.main(["validate", str(shakespeare), "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert "sha256 block-003-outer.tflite" in printed and printed.endswith("no faults\n")
+    assert "sha256 segment-004.tflite" in printed and printed.endswith("no faults\n")
 
 
 def test_validate_finds_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

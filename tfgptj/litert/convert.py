@@ -15,7 +15,7 @@ from tfgptj.checkpoints.write import Progress
 from tfgptj.errors import CheckpointError
 from tfgptj.files import exchange, json_bytes, replaced_file, staging_directory, sync_directory
 from tfgptj.litert import blocks
-from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, block_files
+from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, segment_files
 from tfgptj.litert.quantization import quantized
 from tfgptj.litert.weights import Precision, WeightReader
 
@@ -102,8 +102,7 @@ class _Conversion:
 
     def run(self) -> None:
         """Write all files, the one that tells of the others at the end."""
-        for layer in range(self.config.n_layer):
-            self._write_block(layer)
+        self._write_segments()
         graph, outputs = blocks.attention_graph(self.config)
         graph.write(self.directory / ATTENTION, outputs)
         self._write_outside()
@@ -117,11 +116,13 @@ class _Conversion:
             with replaced_file(self.directory / name) as file:
                 file.write(content)
 
-    def _write_block(self, layer: int) -> None:
-        matrices, vectors = self.reader.block(layer, self.precision)
-        for name, make in zip(block_files(layer), (blocks.inner_graph, blocks.outer_graph), strict=True):
-            graph, outputs = make(self.config, matrices, vectors)
+    def _write_segments(self) -> None:
+        before = None
+        for layer, name in enumerate(segment_files(self.config.n_layer)):
+            after = self.reader.block(layer, self.precision) if layer < self.config.n_layer else None
+            graph, outputs = blocks.segment_graph(self.config, before, after)
             graph.write(self.directory / name, outputs)
+            before = after
 
     def _write_outside(self) -> None:
         """What is looked up and normalised outside of the graphs; the embedding in the dtype that it is stored in."""

@@ -21,7 +21,7 @@ from tfgptj.checkpoints.write import Progress
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, ConfigError
 from tfgptj.files import json_bytes, replaced_file
-from tfgptj.litert.blocks import GELUS, Matrices, Weights
+from tfgptj.litert.blocks import GELUS, Block, entered, fed
 from tfgptj.litert.graph import Tensor
 from tfgptj.litert.quantization import Matrix, quantized
 from tfgptj.litert.sequences import ACTIVATIONS, SequenceGraph
@@ -151,8 +151,7 @@ class _Conversion:
         x = self.graph.embedded(self.graph.flat(tokens), embedding)
         attention = _Attention(self.config, self.graph, places, self.slots)
         for layer in range(self.config.n_layer):
-            matrices, vectors = self.reader.block(layer, self.precision, attention.arranged)
-            x = self._block(x, attention, matrices, vectors)
+            x = self._block(x, attention, self.reader.block(layer, self.precision, attention.arranged))
         self.outputs.insert(0, self._logits(x, embedding))
 
     def write_to(self, file: BinaryIO) -> None:
@@ -163,14 +162,13 @@ class _Conversion:
             for name, content in {"config.json": config, **self.reader.stored.documents}.items():
                 archive.writestr(zipfile.ZipInfo(name), content)  # of no date: equal models are equal files
 
-    def _block(self, x: Tensor, attention: _Attention, matrices: Matrices, vectors: Weights) -> Tensor:
+    def _block(self, x: Tensor, attention: _Attention, block: Block) -> Tensor:
         graph = self.graph
-        normal = graph.normalised(x, vectors["ln_1.gamma"], vectors["ln_1.beta"], self.config.layer_norm_epsilon)
-        mixed, cache = attention(graph.product("qkv", normal, matrices["qkv"]))
+        projected, middle = entered(graph, x, self.config, block)
+        mixed, cache = attention(projected)
         self.outputs += cache
-        middle = self._activated(graph.product("fc_in", normal, matrices["fc_in"], vectors["mlp.fc_in.bias"]))
-        fed = graph.product("fc_out", middle, matrices["fc_out"], vectors["mlp.fc_out.bias"])
-        return graph.add(graph.add(x, graph.product("out_proj", mixed, matrices["out_proj"])), fed)
+        attended = graph.product("out_proj", mixed, block.matrices["out_proj"])
+        return graph.add(graph.add(x, attended), fed(graph, self._activated(middle), block))
 
     def _activated(self, middle: Tensor) -> Tensor:
         name = self.config.activation_function

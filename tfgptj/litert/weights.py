@@ -73,8 +73,8 @@ class WeightReader:
 
     def block(
         self, layer: int, precision: Precision, arranged: Callable[[str, np.ndarray], np.ndarray] = lambda name, x: x
-    ) -> tuple[blocks.Matrices, blocks.Weights]:
-        """A block's matrices, and its vectors.
+    ) -> blocks.Block:
+        """The weights of a block.
 
         Args:
             layer: which.
@@ -91,7 +91,7 @@ class WeightReader:
         matrices = {"qkv": pack(qkv)}
         for home, name in (("mlp", "fc_in"), ("attn", "out_proj"), ("mlp", "fc_out")):
             matrices[name] = pack(found.pop(f"{home}.{name}.kernel"))
-        return matrices, found
+        return blocks.Block(matrices, found)
 
     def head(self) -> Iterator[np.ndarray]:
         """The kernel [V, D] and the bias of the LM head."""
