@@ -17,7 +17,9 @@ its configuration, and a README of how to serve the model and ask it.
 """
 LABEL_HELP = "what requests may call version N, such as stable=1; may be repeated; default: stable is the newest"
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
-OPTIONS = ("version", "max_batch_size", "max_total_tokens", "max_new_tokens", "do_sample", *SAMPLING)
+BEAMS = ("num_beams", "length_penalty", "early_stopping")
+OPTIONS = ("version", "max_batch_size", "max_total_tokens", "max_new_tokens", "do_sample", *SAMPLING, *BEAMS)
+EARLY_STOPPING = {"yes": True, "no": False, "never": "never"}
 
 
 def export(args: argparse.Namespace) -> None:
@@ -26,8 +28,13 @@ def export(args: argparse.Namespace) -> None:
     drawing = [name for name in SAMPLING if name in options]
     if drawing and args.do_sample is False:
         args.usage_error(f"--greedy draws nothing, so --{drawing[0].replace('_', '-')} would have no effect")
-    if drawing:
-        options["do_sample"] = True
+    searching = [name for name in BEAMS if name in options]
+    if searching and (drawing or args.do_sample):
+        args.usage_error(f"--{searching[0].replace('_', '-')} searches for the likeliest text, and draws nothing")
+    if "early_stopping" in options:
+        options["early_stopping"] = EARLY_STOPPING[options["early_stopping"]]
+    if drawing or searching:
+        options["do_sample"] = bool(drawing)
     labels = _labels(args)
     start_keras(args.debug)
     from tfgptj.pipelines import pipeline
@@ -69,6 +76,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, metavar="K", help="draw among the K likeliest tokens; the same")
     add("--top-p", type=float, metavar="P", help="draw among the likeliest tokens of this probability; the same")
     add("--seed", type=int, metavar="S", help="draw every text with this seed; the same; default: anew for each")
+    add("--num-beams", type=int, metavar="K", help="search with K beams; the model draws nothing then")
+    add("--length-penalty", type=float, metavar="P", help="of the search; above 0: longer texts; default: 1")
+    add(
+        "--early-stopping",
+        choices=EARLY_STOPPING,
+        help="of the search: end with K texts, by a guess whether better ones may come, or with certainty; default: no",
+    )
     add = parser.add_mutually_exclusive_group().add_argument
     add("--do-sample", action="store_true", default=None, help="draw tokens")
     add("--greedy", action="store_false", dest="do_sample", default=None, help="always take the likeliest token")

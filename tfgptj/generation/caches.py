@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from tfgptj.attention import Cache
+from tfgptj.generation.compiling import library_of
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -24,8 +25,9 @@ def with_room(caches: tuple[Cache, ...], room: Any) -> tuple[Cache, ...]:
     """Caches with so many empty slots after theirs."""
 
     def grown(cache: Any) -> Any:
-        batch, heads, _, width = ops.shape(cache)
-        return ops.concatenate([cache, ops.zeros((batch, heads, room, width), dtype=cache.dtype)], axis=2)
+        library = library_of(cache)
+        batch, heads, _, width = library.shape(cache)
+        return library.concatenate([cache, library.zeros((batch, heads, room, width), dtype=cache.dtype)], axis=2)
 
     return tuple((grown(key), grown(value)) for key, value in caches)
 

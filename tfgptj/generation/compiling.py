@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from tfgptj.attention import WRITER
 
@@ -25,6 +27,16 @@ OPEN_IN_CACHES, OPEN = (0, 2), (0, 1)
 def runs_itself(model: Any) -> bool:
     """Whether a model has an engine of its own, which no program can call: see :mod:`tfgptj.litert`."""
     return bool(getattr(model, "runs_itself", False))
+
+
+def library_of(array: Any) -> Any:
+    """The functions for an array: NumPy's for its own arrays, which stay on the host, or `keras.ops`."""
+    return np if isinstance(array, np.ndarray) else ops
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor's values on the host."""
+    return np.asarray(tensor if isinstance(tensor, np.ndarray | np.generic) else ops.convert_to_numpy(tensor))
 
 
 class Compiled:
