@@ -81,6 +81,9 @@ class GPTJBase(Adaptable, keras.Model):
         archive.add_endpoint("serve", lambda inputs: self(inputs, training=False), input_signature, **kwargs)
         archive.write_out(str(filepath), verbose=verbose is not False)
 
+    # Keras's function for TensorFlow would call the model with all optional inputs, which exclude each other.
+    _default_save_signature = None
+
     def quantize(self, mode: str | None = None, config: Any = None, filters: Any = None, **kwargs: Any) -> None:
         """Keras's `model.quantize`; what was compiled for the float weights is dropped, and the optimizer with it."""
         if filters is None:  # Keras warns of every layer that has nothing to quantize

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import keras
@@ -76,7 +77,9 @@ class Compiled:
                 return self._traced(static, tensors)
 
         signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
-        return tf.function(traced, input_signature=signature, jit_compile=self.jit_compile, autograph=False)
+        # TensorFlow counts traces by code, and would warn that all these programs were one that is traced too often; a
+        # partial has none.
+        return tf.function(partial(traced), input_signature=signature, jit_compile=self.jit_compile, autograph=False)
 
     def _for_jax(self, static: Any, tensors: Any) -> Callable[..., Any]:
         import jax

@@ -61,17 +61,27 @@ def segment_graph(config: GPTJConfig, before: Block | None, after: Block | None)
         mixed = graph.input("mixed", -1, config.n_embd)
         x = graph.add(x, graph.product("out_proj", mixed, before.matrices["out_proj"]))
         if is_cut:
-            x = graph.add(x, _fed(graph, graph.input("middle", -1, config.inner_dim), before))
+            x = graph.add(x, fed(graph, graph.input("middle", -1, config.inner_dim), before))
     if after is None:
         return graph, [x]
-    matrices, vectors = after
-    normal = graph.normalised(x, vectors["ln_1.gamma"], vectors["ln_1.beta"], config.layer_norm_epsilon)
-    projected = graph.product("qkv", normal, matrices["qkv"])
-    middle = graph.product("fc_in", normal, matrices["fc_in"], vectors["mlp.fc_in.bias"])
+    projected, middle = entered(graph, x, config, after)
     if is_cut:
         return graph, [projected, x, middle]
     middle = graph.gelu(middle, GELUS[config.activation_function])
-    return graph, [projected, graph.add(x, _fed(graph, middle, after)), x]
+    return graph, [projected, graph.add(x, fed(graph, middle, after)), x]
+
+
+def entered(graph: Graph, x: Tensor, config: GPTJConfig, block: Block) -> tuple[Tensor, Tensor]:
+    """Of a block's input [rows, D] its queries, keys and values [rows, 3 D], and its middle before the activation."""
+    matrices, vectors = block
+    normal = graph.normalised(x, vectors["ln_1.gamma"], vectors["ln_1.beta"], config.layer_norm_epsilon)
+    projected = graph.product("qkv", normal, matrices["qkv"])
+    return projected, graph.product("fc_in", normal, matrices["fc_in"], vectors["mlp.fc_in.bias"])
+
+
+def fed(graph: Graph, middle: Tensor, block: Block) -> Tensor:
+    """Of a block's middle [rows, F] what its feed-forward layer gives [rows, D]."""
+    return graph.product("fc_out", middle, block.matrices["fc_out"], block.vectors["mlp.fc_out.bias"])
 
 
 def segment_shapes(config: GPTJConfig) -> list[tuple[Shapes, Shapes]]:
@@ -84,10 +94,6 @@ def segment_shapes(config: GPTJConfig) -> list[tuple[Shapes, Shapes]]:
     takes: list[Shapes] = [(x,), *[taken] * config.n_layer]
     gives: list[Shapes] = [*[given] * config.n_layer, (x,)]
     return list(zip(takes, gives, strict=True))
-
-
-def _fed(graph: Graph, middle: Tensor, block: Block) -> Tensor:
-    return graph.product("fc_out", middle, block.matrices["fc_out"], block.vectors["mlp.fc_out.bias"])
 
 
 def head_graph(config: GPTJConfig, matrix: Matrix, bias: np.ndarray) -> tuple[Graph, list[Tensor]]:
