@@ -32,7 +32,7 @@ CHUNK = 16
 
 
 class Extras(NamedTuple):
-    """What a generation may need that is no parameter: see the arguments of :func:`generate`."""
+    """What a generation may need that is no parameter: see the arguments of :func:`tfgptj.generation.generate.generate`."""
 
     functions: Functions = Functions()
     criteria: tuple[Criterion, ...] = ()
