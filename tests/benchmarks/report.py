@@ -16,6 +16,7 @@ import argparse
 import fnmatch
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -152,7 +153,7 @@ class Run:
         reason = self._left_out(comparison, arguments)
         if reason or arguments is None:
             return {**entry, "missing": {"": reason}, "found": None}, []
-        entry["command"] = " ".join([comparison.script, *arguments])
+        entry["command"] = shlex.join([comparison.script, *arguments])
         missing = {each: str(self.pythons[each]) for each in comparison.others if self._failed(each)}
         start = time.perf_counter()
         found, faults = self._found(name, comparison, self._arguments(comparison, arguments))
