@@ -19,7 +19,7 @@ PACKAGE = ROOT / "tfgptj"
 
 # Level 0 needs the standard library only. Level 1 has two families, each read from top to bottom; a module imports from
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
-LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
+LEVEL_0 = ("errors", "limits", "files", "foreign", "transformers_habits", "config")
 MODEL = (
     *(
         "activations",
