@@ -7,6 +7,9 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile much and run little: XLA's machine code is not made faster, which takes a third of JAX's time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# And what is this small is not worth sharing among threads.
+for _threads in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
 
 import gc
 import signal
@@ -68,6 +71,25 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _graphs_run_as_traced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """TensorFlow improves each graph before its first run, which takes a sixth of the tests' time.
+
+    Modules that compare whole models keep that, with `OPTIMIZED = True`; so do those in processes of their own.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow" or getattr(request.module, "OPTIMIZED", False):
+        yield
+        return
+    import tensorflow as tf
+
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
 
 
 @pytest.fixture(autouse=True, scope="module")
