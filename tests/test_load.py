@@ -29,7 +29,7 @@ from tfgptj.errors import CheckpointError, CheckpointFormatError, CheckpointMism
 from tfgptj.heads import TFGPTJForCausalLM, TFGPTJForQuestionAnswering, TFGPTJForSequenceClassification
 from tfgptj.inputs import concrete
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_steps")]
 
 LOADING, BASE = GOLDENS / "loading", GOLDENS / "base" / "causal_lm"
 CLASSES = {
