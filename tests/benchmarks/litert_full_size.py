@@ -3,9 +3,9 @@
     python tests/benchmarks/litert_full_size.py [--directory DIRECTORY] [--kinds int4 int4-wide int8] [--rounds 3]
 
 Writes 12.1 GB of random bfloat16 weights, and one converted model after the other; all is removed at the end. Each step
-is a process of its own. A start is from the process's beginning to the first token after a prompt of 128, once with the
-model's files as they are in the page cache after `cat`; memory is that of a text of 512 tokens; a further token is
-timed within that text, in turns with the bandwidth that a float32 product reads with.
+is a process of its own. A start is from the process's beginning to the first token after a prompt of 128, with the
+model's files in the page cache as `cat` leaves them; memory is that of a text of 512 tokens, before the bandwidth is
+measured that a float32 product reads with.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from full_size import peak_memory
-from generators import LITERT, timed
+from generators import LITERT
 from peers import memory
 
-CONTEXT, NEW = 512, 16
+SHORT, CONTEXT, NEW = 128, 512, 16
 
 
 def write(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -46,6 +46,20 @@ def convert(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"bytes": sum(path.stat().st_size for path in (directory / options.kind).iterdir())}
 
 
+class Clock:
+    """A streamer that writes down when each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, ids: Any) -> None:
+        """The prompt, then token after token."""
+        self.times.append(time.time())
+
+    def end(self) -> None:
+        """There are no more."""
+
+
 def run(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A start, its memory, and the time of a token."""
     import numpy as np
@@ -53,28 +67,32 @@ def run(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     from tfgptj.litert.model import LiteRTGPTJForCausalLM
 
     model = LiteRTGPTJForCausalLM.from_pretrained(directory / options.kind)
-    loaded = time.time() - options.began
-    ids = np.random.default_rng(0).integers(0, 50000, (1, CONTEXT - NEW - 1))
-
-    def milliseconds(prompt: int, new: int) -> float:
-        return timed(lambda: model.generate(ids[:, :prompt], max_new_tokens=new, eos_token_id=None))[1]
-
-    milliseconds(128, 1)
-    found: dict[str, Any] = {"loaded_seconds": loaded, "first_token_seconds": time.time() - options.began}
-    found["first_token_milliseconds"] = statistics.median(milliseconds(128, 1) for _ in range(options.rounds))
-    milliseconds(CONTEXT - NEW, NEW)
+    found: dict[str, Any] = {"loaded_seconds": time.time() - options.began}
+    for prompt in (SHORT, CONTEXT - NEW):
+        ids, decodes = np.random.default_rng(0).integers(0, 50000, (1, prompt)), []
+        for _ in range(options.rounds):
+            clock = Clock()
+            model.generate(ids, max_new_tokens=NEW, eos_token_id=None, streamer=clock)
+            found.setdefault("start_to_first_token_seconds", clock.times[1] - options.began)
+            decodes += np.diff(clock.times[1:]).tolist()
+        found[f"prompt_{prompt}_milliseconds"] = 1e3 * (clock.times[1] - clock.times[0])
+        found[f"token_behind_{prompt}_milliseconds"] = 1e3 * statistics.median(decodes)
     found |= {f"{name}_mb": size // 10**6 for name, size in memory().items()}
+    return {**found, **beside_bandwidth(model, 1e-3 * found[f"token_behind_{SHORT}_milliseconds"])}
 
+
+def beside_bandwidth(model: Any, seconds: float) -> dict[str, float]:
+    """What a token reads, and how fast that is beside a float32 product."""
     from tfgptj.benchmark.machine import ReadBandwidth
 
-    bandwidth, decodes, speeds = ReadBandwidth(time.perf_counter), [], []
-    for _ in range(options.rounds):
-        speeds.append(bandwidth() / 1e9)
-        decodes.append((milliseconds(CONTEXT - NEW, NEW) - milliseconds(CONTEXT - NEW, 1)) / (NEW - 1))
-    decode, speed = statistics.median(decodes), statistics.median(speeds)
-    read = model.read_per_step(1)[1] / 1e9
-    found |= {"token_milliseconds": decode, "tokens_per_second": 1e3 / decode, "bandwidth_gb_per_second": speed}
-    return {**found, "gb_per_token": read, "share_of_bandwidth": read / (decode / 1e3) / speed}
+    bandwidth, read = ReadBandwidth(time.perf_counter), model.read_per_step(1)[1] / 1e9
+    speed = statistics.median(bandwidth() / 1e9 for _ in range(5))
+    return {
+        "tokens_per_second": 1 / seconds,
+        "gb_per_token": read,
+        "bandwidth_gb_per_second": speed,
+        "share_of_bandwidth": read / seconds / speed,
+    }
 
 
 STEPS = {"write": write, "convert": convert, "run": run}
@@ -92,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", help="where there is room for 19 GB; default: a temporary directory")
     parser.add_argument("--kinds", nargs="+", choices=LITERT, default=list(LITERT))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="texts of each length")
     for name, kind in {"step": str, "kind": str, "began": float}.items():
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
-from tfgptj.generation.compiling import library_of
+from tfgptj.generation.compiling import runs_itself
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -16,7 +17,7 @@ def empty_caches(model: TFGPTJForCausalLM, rows: int, slots: int) -> tuple[Cache
     shape = (rows, model.config.n_head, slots, model.config.head_dim)
 
     def zeros() -> Any:  # [B, N, S, H]
-        return ops.zeros(shape, dtype=model.compute_dtype)
+        return (np if runs_itself(model) else ops).zeros(shape, dtype=model.compute_dtype)
 
     return tuple((zeros(), zeros()) for _ in range(model.config.n_layer))
 
@@ -25,9 +26,8 @@ def with_room(caches: tuple[Cache, ...], room: Any) -> tuple[Cache, ...]:
     """Caches with so many empty slots after theirs."""
 
     def grown(cache: Any) -> Any:
-        library = library_of(cache)
-        batch, heads, _, width = library.shape(cache)
-        return library.concatenate([cache, library.zeros((batch, heads, room, width), dtype=cache.dtype)], axis=2)
+        batch, heads, _, width = ops.shape(cache)
+        return ops.concatenate([cache, ops.zeros((batch, heads, room, width), dtype=cache.dtype)], axis=2)
 
     return tuple((grown(key), grown(value)) for key, value in caches)
 

@@ -17,7 +17,7 @@ from keras import ops
 from tfgptj.attention import Cache
 from tfgptj.backbone import TFGPTJModel
 from tfgptj.generation import processors
-from tfgptj.generation.caches import with_room
+from tfgptj.generation.caches import empty_caches, with_room
 from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import Context, Names, process
 from tfgptj.generation.compiling import library_of, runs_itself, to_numpy
@@ -131,6 +131,9 @@ def read(
     mask = real[:, :prompt]
     if past:
         hidden, caches = read_columns(model, past, real, ops.cast(prompt - ops.shape(past.ids)[1], "int32"), record)
+    elif runs_itself(model):  # it writes into caches in place: they are made once, with their room
+        empty = empty_caches(model, batch, size)
+        hidden, caches = read_whole(model.transformer, ids[:, :prompt], mask, record, empty)
     else:
         hidden, caches = read_whole(model.transformer, ids[:, :prompt], mask, record)
         caches = with_room(caches, room)
@@ -149,7 +152,7 @@ def read(
 
 
 def read_whole(
-    transformer: TFGPTJModel, ids: Any, mask: Any, record: list[Any] | None = None
+    transformer: TFGPTJModel, ids: Any, mask: Any, record: list[Any] | None = None, caches: Any = None
 ) -> tuple[Any, tuple[Cache, ...]]:
     """Hidden states [B, P, D] and caches of P slots, of ids int32 [B, P] at which nothing else is looked.
 
@@ -158,11 +161,12 @@ def read_whole(
         ids: int32 [B, P], with padding on either side.
         mask: bool [B, P], where there are tokens.
         record: as for :meth:`tfgptj.backbone.TFGPTJModel.step`.
+        caches: empty ones of at least P slots, for an engine.
     """
     slots = ops.arange(ops.shape(ids)[1], dtype="int32")  # [P]
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
     visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
-    return transformer.step(ids, positions, visible, record=record)
+    return transformer.step(ids, positions, visible, caches, None if caches is None else 0, record)
 
 
 def read_columns(
