@@ -66,6 +66,7 @@ DOORS = {
 
 # Where a backend's own library may stand; everything else is written in `keras.ops`.
 BACKENDS = {
+    "activations": "TensorFlow's gradient of GELU is several times as many operators as it needs",
     "batching": "return_tensors='tf' gives TensorFlow tensors",
     "benchmark.machine": "asks TensorFlow which GPU there is, and for its memory",
     "checkpoints.load": "TensorFlow takes an array's memory as it is through DLPack, where keras.ops copies it twice",
@@ -77,6 +78,7 @@ BACKENDS = {
     "litert": "writes TensorFlow Lite",
     "micro_batches": "keras.ops has no gradients: TensorFlow's, JAX's and PyTorch's are taken",
     "replicas": "tf.distribute is TensorFlow's",
+    "rotary": "TensorFlow's gradient of slices and sums takes four times as long as to turn back",
     "products": "TensorFlow multiplies with a transposed matrix only by its own operator",
     "serving": "writes SavedModels",
     "workers": "asks TensorFlow for its strategy",
