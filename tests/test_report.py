@@ -134,6 +134,10 @@ def test_rows_beside_limits(rows: Any) -> None:
     assert row.ratio.median == 0.5 and row.kind == rows.LIMIT
     found = rows.full_size([{"step": "write", "seconds": 9.0}, {"step": "load", "seconds": 4.0, "cat_seconds": 2.0}])
     assert [(row.ours[0], row.ratio.median) for row in found] == [("tfgptj load", 0.5)]
+    line = {"kind": "int8", "share_of_bandwidth": 0.5, "gb_per_token": 5.0, "tokens_per_second": 2.0,
+            "bandwidth_gb_per_second": 20.0}  # fmt: skip
+    [row] = rows.few_bits_full_size([{"step": "convert"}, line])
+    assert (row.ours, row.ratio.median) == (("tfgptj LiteRT int8", (10.0, 10.0, 10.0)), 0.5)
 
 
 def test_rows_of_scores(rows: Any) -> None:

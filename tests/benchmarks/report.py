@@ -123,6 +123,10 @@ COMPARISONS = {
     "full size": Comparison(
         "GPT-J-6B converted and loaded.", "full_size.py", (), None, report_rows.full_size, full_size=True,
     ),
+    "full size, few bits": Comparison(
+        "GPT-J-6B on LiteRT's kernels.", "litert_full_size.py", (), None, report_rows.few_bits_full_size,
+        full_size=True,
+    ),
     "full size, training": Comparison(
         "A step of LoRA for GPT-J-6B.", "full_size_training.py", (), None, report_rows.full_size_training,
         full_size=True,

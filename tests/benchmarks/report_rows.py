@@ -259,3 +259,14 @@ def full_size(found: Iterable[Any]) -> list[Row]:
 def full_size_training(found: Iterable[Any]) -> list[Row]:
     """`full_size_training.py`, whose lines are those of `training_memory.py`."""
     return training_memory(found)
+
+
+def few_bits_full_size(found: Iterable[Any]) -> list[Row]:
+    """`litert_full_size.py`: how fast weights are read while decoding, beside the bandwidth."""
+    rows = []
+    for line in found:
+        if "share_of_bandwidth" in line:
+            speed = line["gb_per_token"] * line["tokens_per_second"]
+            sides = (f"tfgptj LiteRT {line['kind']}", [speed]), ("the bandwidth", [line["bandwidth_gb_per_second"]])
+            rows.append(compared("reading of GPT-J-6B while decoding", "GB/s", *sides, LIMIT, more_is_better=True))
+    return rows
