@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from tfgptj.generation.chain import Context, Names, process
@@ -15,6 +16,14 @@ from tfgptj.generation.chain import Context, Names, process
 BACKEND = keras.backend.backend()
 # How a backend runs a chain: JAX always compiles it, PyTorch never.
 WAYS = {"tensorflow": ("eager", "compiled"), "jax": ("compiled",), "torch": ("eager",)}[BACKEND]
+EAGER = "eager" in WAYS
+
+
+def in_every_way(names: Iterable[str], *kept: str) -> list[Any]:
+    """Names and ways: all as they are, and compiled those to keep, or all if slow tests are asked for."""
+    pairs = [(name, way) for name in names for way in WAYS]
+    slow = pytest.mark.slow
+    return [(n, way) if way == "eager" or n in kept else pytest.param(n, way, marks=slow) for n, way in pairs]
 
 
 def tensors(values: Any) -> Any:

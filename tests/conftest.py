@@ -7,6 +7,9 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile much and run little: XLA's machine code is not made faster, which takes a third of JAX's time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# And what is this small is not worth sharing among threads.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import signal
@@ -41,6 +44,15 @@ def elsewhere(cases: Iterable[Any], *kept: Any) -> list[Any]:
     return everything if keras.backend.backend() == "tensorflow" else list(kept)
 
 
+def foremost(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """Parameters of a test: those to keep, and on TensorFlow the others too, if slow tests are asked for."""
+    everything = list(cases)
+    return [
+        case if case in kept else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
+        for case in elsewhere(everything, *kept)
+    ]
+
+
 class Golden:
     """One tiny checkpoint and what Hugging Face's PyTorch classes computed with it: see fixtures/make_goldens.py."""
 
@@ -68,6 +80,56 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _graphs_run_as_traced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """TensorFlow improves each graph before its first run, which takes a sixth of the tests' time.
+
+    Modules that compare whole models keep that, with `OPTIMIZED = True`; so do those in processes of their own.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow" or getattr(request.module, "OPTIMIZED", False):
+        yield
+        return
+    import tensorflow as tf
+
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
+
+
+@pytest.fixture
+def eager_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fit` computes its few steps as Python says: on TensorFlow to trace one takes as long as to make seventy."""
+    import keras
+
+    compiled = keras.Model.compile
+
+    def compile(self: Any, *args: Any, **options: Any) -> Any:
+        if not options.get("jit_compile") and options.get("steps_per_execution", 1) == 1:
+            options.setdefault("run_eagerly", True)
+        return compiled(self, *args, **options)
+
+    if keras.backend.backend() == "tensorflow":
+        monkeypatch.setattr(keras.Model, "compile", compile)
+
+
+@pytest.fixture
+def eager_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of `generate`, whose few tokens take less than to trace the loop."""
+    from tfgptj.generation.compiling import Compiled, plain_graph
+
+    def eager(self: Compiled, static: Any, tensors: Any) -> Any:
+        def run(*tensors: Any) -> Any:
+            with plain_graph():
+                return self._traced(static, tensors)
+
+        return run
+
+    monkeypatch.setattr(Compiled, "_for_tensorflow", eager)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -30,7 +30,11 @@ DROPOUT: dict[str, Any] = {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 
 
 
 def new_model(
-    dtype: str = "float32", lora: bool = False, quantized: str | None = None, run_eagerly: bool = False, **fields: Any
+    dtype: str = "float32",
+    lora: bool = False,
+    quantized: str | None = None,
+    run_eagerly: bool = keras.backend.backend() == "tensorflow",
+    **fields: Any,
 ) -> Any:
     """A model with dropout, always with the same weights and seeds."""
     keras.utils.set_random_seed(0)
@@ -126,7 +130,7 @@ def doomed(directory: Path, moment: str, at: int) -> None:
 
     if moment == "sync":
         os.fsync = killed  # the file is written, and has no name yet; or has it, and the old one is there too
-    train(directory, new_model(run_eagerly=True), *([Stop(at, kill)] if moment == "batch" else []), save_freq=2)
+    train(directory, new_model(), *([Stop(at, kill)] if moment == "batch" else []), save_freq=2)
 
 
 if __name__ == "__main__":

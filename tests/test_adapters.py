@@ -28,6 +28,8 @@ IDS = np.array([[3, 5, 7, 9, 4], [40, 41, 42, 43, 44]], "int32")
 CLASSES = {"classifier": (TFGPTJForSequenceClassification, "classification")}
 A = "base_model.model.transformer.h.0.attn.q_proj.lora_A.weight"
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 
 def base(name: str = "", mode: str | None = None, quantized: str = "q_proj|v_proj") -> Any:
     cls, head = CLASSES.get(name, (TFGPTJForCausalLM, "causal_lm"))

@@ -16,7 +16,7 @@ from tfgptj.errors import InputError, NonFiniteLossError
 from tfgptj.training.callbacks import AdapterCheckpoint, Regular, SampleText, StopOnNaN
 from tfgptj.training.checkpointing import Checkpointing
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_steps")]
 TOKENIZER = GPTJTokenizer.from_directory(FIXTURES / "small_vocab")
 IDS = np.random.default_rng(0).integers(0, 48, (8, 8)).astype("int32")
 FIT: dict[str, Any] = {"batch_size": 2, "shuffle": False, "verbose": 0}

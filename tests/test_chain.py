@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chains import WAYS, context_of, run, tensors
+from chains import EAGER, WAYS, context_of, in_every_way, run, tensors
 from conftest import numbers
 from generation_goldens import arrays, cases, parameters_of
 from keras import ops
@@ -17,6 +17,9 @@ from tfgptj.generation.processors import FORBIDDEN
 
 pytestmark = pytest.mark.core
 CASES = {case["name"]: case for case in cases("processors")}
+TEXTS = [name for name, case in CASES.items() if "prompt_length" not in case["parameters"]]
+# Together they have nearly all processors.
+MANY = ("many_greedy", "many_sampled", "many_beams", "encoder_no_repeat_ngram_2", "forced_bos_first", "forced_eos_two")
 
 # Hugging Face keeps one of several equal tokens that come last, tfgptj all of them.
 TIES = ("top_p_keeps_more_for_beams", "min_p_keeps_more_for_beams", "many_beams")
@@ -65,12 +68,11 @@ def test_there_is_a_case_for_every_processor() -> None:
     assert len(CASES) == 72
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "way"), in_every_way(CASES, *MANY))
 def test_scores_are_hugging_face_s(name: str, way: str) -> None:
     check(CASES[name], compiled=way == "compiled")
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "prompt_length" not in CASES[name]["parameters"]])
+@pytest.mark.parametrize("name", TEXTS if EAGER else MANY)
 def test_padding_is_no_text(name: str) -> None:
     check(CASES[name], padding=3, compiled=WAYS == ("compiled",))

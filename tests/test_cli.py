@@ -87,6 +87,12 @@ print([name for name in ("tensorflow", "keras") if name in sys.modules])
     assert "PROMPT" in result.stdout and "OUTPUT_DIR" in result.stdout
 
 
+def test_no_verb_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == cli.USAGE
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Fine-tune a model on text" in captured.err
+
+
 def test_lines_through_a_pipe_without_a_word_on_standard_error(generator: Any) -> None:
     """`echo -e … | tfgptj run`, in a process of its own."""
     command = [sys.executable, "-m", "tfgptj.cli", *RUN, "--max-new-tokens", "8"]

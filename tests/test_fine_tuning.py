@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -361,20 +361,23 @@ def test_strategies_need_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
         Devices("mirrored")
 
 
-def test_workers_have_even_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Context(NamedTuple):
-        input_pipeline_id: int
-        num_input_pipelines: int = 3
-
+@pytest.mark.parametrize("devices", [3, 6])
+def test_workers_have_even_shares(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Strategy:
         def distribute_datasets_from_function(self, share: Any) -> Any:
-            return [share(Context(index)) for index in range(3)]
+            return [share(tf.distribute.InputContext(3, index, devices)) for index in range(3)]
+
+    def make(size: int, shard: tuple[int, int]) -> tf.data.Dataset:
+        return tf.data.Dataset.range(12).shard(shard[1], shard[0]).batch(size)
 
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", Strategy)
-    found = Devices("multiworker").feed(lambda *arguments: arguments, 6)
-    assert found == [(2, (0, 3)), (2, (1, 3)), (2, (2, 3))]
-    with pytest.raises(InputError, match="batch_size 8 cannot be divided evenly among 3 workers"):
-        Devices("multiworker").feed(lambda *arguments: arguments, 8)
+    found = [[list(map(int, batch)) for batch in worker] for worker in Devices("multiworker").feed(make, 6)]
+    if devices == 3:
+        assert found == [[[0, 3], [6, 9]], [[1, 4], [7, 10]], [[2, 5], [8, 11]]]
+    else:  # two of each worker, which take a batch each in every step
+        assert found == [[[0], [3], [6], [9]], [[1], [4], [7], [10]], [[2], [5], [8], [11]]]
+    with pytest.raises(InputError, match=f"batch_size 8 cannot be divided evenly among {devices} devices"):
+        Devices("multiworker").feed(make, 8)
 
 
 def test_one_worker_writes(monkeypatch: pytest.MonkeyPatch) -> None:

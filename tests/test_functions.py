@@ -13,7 +13,7 @@ from tfgptj.generation.chain import CUSTOM, PREFIX, build_chain, cut_chain
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_generation")]
 PROMPTS, MASK = np.array([[5, 9, 3], [8, 0, 0]]), np.array([[1, 1, 1], [1, 0, 0]])
 OPTIONS: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None}
 

@@ -20,7 +20,7 @@ def test_a_run_that_is_killed_five_times_ends_as_one_that_is_not(tmp_path: Path)
     # Among them are kills between checkpoints and within one: of a file that has no name yet, and of one that has.
     assert {kill["moment"] for kill in kills} == {"batch", "sync"}
     assert any(name.startswith(".tfgptj-") for kill in kills for name in kill["left"])
-    resumed, alone = (new_model(run_eagerly=True) for _ in range(2))
+    resumed, alone = (new_model() for _ in range(2))
     assert train(killed, resumed, save_freq=2).step > 0
     assert [path.name for path in killed.iterdir()] == ["step-00000018.safetensors"]
     train(tmp_path / "alone", alone, save_freq=2)

@@ -57,6 +57,7 @@ def test_config_and_weights_files_round_trip(cls: type, tmp_path: Path) -> None:
     same(again(IDS), model(IDS))
 
 
+@pytest.mark.usefixtures("eager_steps")
 def test_compiled_model_survives_saving(tmp_path: Path) -> None:
     model = TFGPTJForCausalLM(config())
     model.compile("adam")
@@ -83,6 +84,7 @@ def test_summary_names_every_layer() -> None:
     assert f"{config().num_parameters():,}" in text
 
 
+@pytest.mark.usefixtures("eager_steps")
 @pytest.mark.core
 @pytest.mark.parametrize("cls", elsewhere(HEADS, TFGPTJForCausalLM))
 def test_labels_in_inputs_and_as_targets_give_one_loss(cls: type) -> None:
@@ -103,6 +105,7 @@ def test_fit_learns(cls: type) -> None:
     assert history.history["loss"][-1] < 0.7 * history.history["loss"][0]
 
 
+@pytest.mark.usefixtures("eager_steps")
 @pytest.mark.core
 def test_language_model_needs_no_labels() -> None:
     model = TFGPTJForCausalLM(config())
@@ -133,6 +136,7 @@ def test_a_loss_of_ones_own_is_used() -> None:
     assert model.evaluate(IDS, y, verbose=0)[0] == pytest.approx(own.evaluate(IDS, y, verbose=0), rel=1e-5)
 
 
+@pytest.mark.usefixtures("eager_steps")
 def test_all_labels_ignored_trains_on_nothing() -> None:
     model = TFGPTJForCausalLM(config())
     before = [w.copy() for w in model.get_weights()]
@@ -190,6 +194,7 @@ def test_each_dropout_stands_where_pytorch_has_it(probability: str, layers: tupl
     assert (numbers(model(IDS, training=True)) != numbers(model(IDS, training=True))).any()
 
 
+@pytest.mark.usefixtures("eager_steps")
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_dtype_policies(cls: type, policy: str) -> None:
@@ -254,6 +259,7 @@ def test_parameter_counts(cls: type, tied: bool) -> None:
     assert model.num_parameters() == model.config.num_parameters(names[cls])
 
 
+@pytest.mark.usefixtures("eager_steps")
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("size", "tied"), elsewhere([(40, False), (40, True), (20, False), (20, True)], (40, False), (20, True))

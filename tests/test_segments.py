@@ -11,7 +11,7 @@ from conftest import assert_near, numbers
 from tfgptj import GPTJConfig, TFGPTJForCausalLM
 from tfgptj.errors import InputError
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_steps")]
 
 FIRST, SECOND = [3, 5, 7, 9], [2, 4, 6, 8, 1, 3]
 PACKED = np.array([FIRST + SECOND, SECOND + FIRST])

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import FIXTURES, GOLDENS, assert_near, elsewhere, numbers
+from conftest import FIXTURES, GOLDENS, assert_near, foremost, numbers
 from keras import ops
 from safetensors.numpy import load_file
 
@@ -21,6 +21,7 @@ from tfgptj.losses import Smoothing
 from tfgptj.training.metrics import BitsPerByte, Perplexity, TokenAccuracy
 
 pytestmark = pytest.mark.core
+TENSORFLOW = keras.backend.backend() == "tensorflow"
 STEPS = np.load(FIXTURES / "step_goldens.npz")
 CASES = sorted({"/".join(key.split("/")[:2]) for key in STEPS})
 HEADS: dict[str, type] = {
@@ -65,7 +66,7 @@ def pair(**options: Any) -> tuple[Any, Any]:
 
 def step(model: Any, x: Any = IDS, y: Any = LABELS, weights: Any = None, **options: Any) -> tuple[float, list[Any]]:
     """A step's loss and the gradients of what is trained."""
-    model.compile(Taken(), **options)
+    model.compile(Taken(), run_eagerly=TENSORFLOW, **options)
     loss = model.train_on_batch(x, y, sample_weight=weights)
     return float(loss if np.ndim(loss) == 0 else loss[0]), [numbers(v) for v in model.trainable_variables]
 
@@ -83,8 +84,10 @@ def same_step(first: Any, second: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize(
     ("case", "micro_batches"),
-    elsewhere(
-        itertools.product(CASES, (1, 2, 3)), *((case, n) for case in CASES if case.endswith("right") for n in (1, 3))
+    foremost(
+        itertools.product(CASES, (1, 2, 3)),
+        *((case, 1) for case in CASES if TENSORFLOW),
+        *((case, n) for case in CASES if case.endswith("right") for n in (1, 3)),
     ),
 )
 def test_loss_and_every_gradient_are_hugging_face_s(case: str, micro_batches: int, tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def test_logits_are_made_where_they_are_asked_for() -> None:
 # In parts
 
 
-@pytest.mark.parametrize("micro_batches", elsewhere([2, 5, 7], 2))
+@pytest.mark.parametrize("micro_batches", foremost([2, 5, 7], 2))
 def test_parts_add_up_to_the_whole(micro_batches: int) -> None:
     first, second = pair(resid_pdrop=0.0)
     same_step(step(first, weights=WEIGHTS, micro_batches=micro_batches), step(second, weights=WEIGHTS))

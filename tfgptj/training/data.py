@@ -141,8 +141,11 @@ def block_dataset(
     Args:
         stream: gives the parts of the token stream of epoch 0, 1, …, always the same ones.
         shuffle_buffer: blocks that are shuffled at a time; 0 keeps their order.
-        block_size, batch_size, separate_documents, seed, epochs, drop_remainder, shard, start_step, returns: as for
-            `language_modeling_dataset`.
+        block_size, batch_size, separate_documents, seed, epochs, drop_remainder, shard, start_step: as for
+            :func:`language_modeling_dataset`.
+
+    Returns:
+        What that gives.
     """
 
     def epoch_batches(epoch: int) -> Iterator[Any]:
@@ -176,8 +179,11 @@ def token_dataset(
 
     Args:
         tokens: the whole token stream.
-        block_size, batch_size, separate_documents, shuffle, seed, epochs, drop_remainder, shard, start_step, returns:
-            as for `language_modeling_dataset`.
+        block_size, batch_size, separate_documents, shuffle, seed, epochs, drop_remainder, shard, start_step: as for
+            :func:`language_modeling_dataset`.
+
+    Returns:
+        What that gives.
 
     Raises:
         InputError: if there are too few tokens, or `start_step` is behind the end.

@@ -49,16 +49,17 @@ class Devices:
             batch_size: rows of a step on all devices together.
 
         Raises:
-            InputError: if they cannot be divided among the workers.
+            InputError: if they cannot be divided among the devices of all workers.
         """
         if not self._several:
             return make(batch_size, (0, 1))
 
         def share(context: Any) -> Any:
-            workers = context.num_input_pipelines
-            if batch_size % workers:
-                raise InputError(f"batch_size {batch_size} cannot be divided evenly among {workers} workers")
-            return make(batch_size // workers, (context.input_pipeline_id, workers))
+            workers, devices = context.num_input_pipelines, context.num_replicas_in_sync
+            if batch_size % devices:
+                raise InputError(f"batch_size {batch_size} cannot be divided evenly among {devices} devices")
+            rows = make(batch_size // workers, (context.input_pipeline_id, workers))
+            return rows if devices == workers else rows.rebatch(batch_size // devices)  # each device takes one
 
         return self._strategy.distribute_datasets_from_function(share)
 
