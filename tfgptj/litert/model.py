@@ -25,7 +25,7 @@ from tfgptj.litert.engine import Program, Room, default_threads, large_pages
 from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, read_layout, segment_files
 
 # Rows that the graphs take at once, and bytes that all blocks may keep for them.
-_MOST_ROWS, _LEAST_ROWS, _ROWS_BYTES = 128, 16, 2**29
+_MOST_ROWS, _LEAST_ROWS, _ROWS_BYTES = 128, 16, 2**28
 
 
 class LiteRTTransformer:
