@@ -81,6 +81,28 @@ def test_gradients_are_finite_everywhere(name: str) -> None:
         assert np.isfinite(gradient.numpy()).all()
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow's training has a gradient of its own"
+)
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 2**-8)])
+def test_the_gelu_of_training_has_the_slope_of_gelu(dtype: str, tolerance: float) -> None:
+    import tensorflow as tf
+
+    x = tf.cast(tf.linspace(tf.constant(-12.0, "float64"), 12.0, 2001), dtype)
+    layer = activation_layer("gelu_new", dtype=dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    exact = tf.cast(x, "float64").numpy()
+    tanh = np.tanh(math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3))
+    inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * exact**2)
+    slopes = 0.5 * (1 + tanh) + 0.5 * exact * (1 - tanh**2) * inner_slope
+    found = tape.gradient(y, x)
+    assert found.dtype == y.dtype == dtype
+    np.testing.assert_allclose(tf.cast(found, "float64").numpy(), slopes, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(tf.cast(y, "float64").numpy(), 0.5 * exact * (1 + tanh), rtol=tolerance, atol=tolerance)
+
+
 def test_prelu_learns_one_slope() -> None:
     layer = golden_layer("prelu")
     assert [(weight.name, weight.shape) for weight in layer.trainable_weights] == [("weight", (1,))]

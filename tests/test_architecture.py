@@ -19,7 +19,7 @@ PACKAGE = ROOT / "tfgptj"
 
 # Level 0 needs the standard library only. Level 1 has two families, each read from top to bottom; a module imports from
 # those above it. From level 2 on there are packages. Everything imports from lower levels only.
-LEVEL_0 = ("errors", "limits", "files", "foreign", "config")
+LEVEL_0 = ("errors", "limits", "files", "foreign", "transformers_habits", "config")
 MODEL = (
     *(
         "activations",
@@ -125,6 +125,7 @@ FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "imp"}  # 
 MUTATORS = {"add", "append", "clear", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
 
 
 def name_of(path: Path) -> str:
@@ -139,6 +140,11 @@ TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 NODES = {name: list(ast.walk(tree)) for name, tree in TREES.items()}
 FUNCTIONS = [(name, node) for name, nodes in NODES.items() for node in nodes if isinstance(node, Function)]
 CLASSES = {node.name: node for nodes in NODES.values() for node in nodes if isinstance(node, ast.ClassDef)}
+HOMES: dict[str, str] = next(  # of the public names
+    ast.literal_eval(node.value)
+    for node in TREES[""].body
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
+)
 
 
 class Import(NamedTuple):
@@ -326,6 +332,81 @@ def test_everything_public_is_documented() -> None:
                 if isinstance(method, Function) and not is_documented(node, method):  # type: ignore[arg-type]
                     missing.append(f"{place(module, method.lineno)} {method.name}")
     assert not missing
+
+
+def documented() -> Iterator[tuple[str, ast.ClassDef | None, Definition | None, str]]:
+    """Every docstring: its module, the class that it stands in, what it is of (None: the module), and its text."""
+    for module, tree in TREES.items():
+        owners = {id(child): node for node in NODES[module] if isinstance(node, ast.ClassDef) for child in node.body}
+        for node in NODES[module]:
+            if isinstance(node, Definition) and (text := ast.get_docstring(node)):
+                yield module, node if isinstance(node, ast.ClassDef) else owners.get(id(node)), node, text
+        yield module, None, None, ast.get_docstring(tree) or ""
+
+
+def members_of(cls: ast.ClassDef) -> set[str]:
+    """Methods and fields of a class, those of its bases in the package among them."""
+    found = {node.name for node in cls.body if isinstance(node, Definition)}
+    found |= {ast.unparse(node.target) for node in cls.body if isinstance(node, ast.AnnAssign)}
+    bases = [CLASSES[name] for name in map(ast.unparse, cls.bases) if name in CLASSES]
+    return found.union(*map(members_of, bases))
+
+
+def names_in(module: str) -> set[str]:
+    """What a module calls by name: what it defines at its top and what it imports anywhere."""
+    defined = {node.name for node in TREES[module].body if isinstance(node, Definition)}
+    return defined | set(constants_of(module)) | {found.name for found in IMPORTS if found.importer == module}
+
+
+def leads_somewhere(target: str, module: str, owner: ast.ClassDef | None) -> bool:
+    """Whether a reference names a module, or something in one, or in a class: in full, or from where it stands."""
+    full = target.removeprefix("tfgptj.")
+    if full != target:
+        if full in PATHS:
+            return True
+        parts = full.split(".")
+        homes = [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if ".".join(parts[:n]) in PATHS]
+        if not homes and parts[0] in HOMES:
+            return leads_somewhere(f"tfgptj.{HOMES[parts[0]]}.{full}", module, owner)
+        return bool(homes) and leads_somewhere(full.removeprefix(homes[0] + "."), homes[0], None)
+    first, _, rest = target.partition(".")
+    if rest:
+        return first in CLASSES and rest in members_of(CLASSES[first])
+    return first in names_in(module) or first in HOMES or (owner is not None and first in members_of(owner))
+
+
+def test_references_in_docstrings_lead_somewhere() -> None:
+    broken = []
+    for module, owner, node, text in documented():
+        for target in re.findall(r":(?:mod|class|func|meth|data|attr):`~?([^`]+)`", text):
+            if not leads_somewhere(target, module, owner):
+                broken.append(f"{place(module, getattr(node, 'lineno', 1))} {target}")
+    assert not broken
+
+
+def parameters_of(node: Definition) -> set[str] | None:
+    """What a function takes, or what makes an object of a class; None where options are taken by any name."""
+    if isinstance(node, Function):
+        each = node.args
+        named = [*each.posonlyargs, *each.args, *each.kwonlyargs, *filter(None, [each.vararg])]
+        return None if each.kwarg else {argument.arg for argument in named}
+    makers = [each for each in node.body if isinstance(each, Function) and each.name in ("__init__", "__call__")]
+    bases = [CLASSES[name] for name in map(ast.unparse, node.bases) if name in CLASSES]
+    found = [parameters_of(each) for each in (*makers, *bases)]
+    return None if None in found else members_of(node).union(*filter(None, found))
+
+
+def test_documented_arguments_are_there() -> None:
+    wrong = []
+    for module, _, node, text in documented():
+        section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", text, re.MULTILINE)
+        taken = parameters_of(node) if node is not None else None
+        if section is None or taken is None:
+            continue
+        lines = re.findall(r"^    (\*?\w+(?:, \*?\w+)*)(?: \(.*?\))?:", section[1], re.MULTILINE)
+        told = {name.strip("* ") for line in lines for name in line.split(",")}
+        wrong += [f"{place(module, node.lineno)} {name}" for name in sorted(told - taken)]  # type: ignore[union-attr]
+    assert not wrong
 
 
 def test_assertions_say_why_they_hold() -> None:

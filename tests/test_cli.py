@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from tfgptj import cli, pipeline
 from tfgptj.pipelines.text_generation import TextGenerationPipeline
+from tfgptj.serving.deployment import model_config
 from tfgptj.training.recipe import Recipe
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -84,6 +85,12 @@ print([name for name in ("tensorflow", "keras") if name in sys.modules])
     )
     assert result.stdout.count("[]\n") == 2
     assert "PROMPT" in result.stdout and "OUTPUT_DIR" in result.stdout
+
+
+def test_no_verb_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == cli.USAGE
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Fine-tune a model on text" in captured.err
 
 
 def test_lines_through_a_pipe_without_a_word_on_standard_error(generator: Any) -> None:
@@ -343,11 +350,30 @@ def test_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", str(GOLDENS / "causal_lm"), str(tmp_path / "served"), *model_flags("causal_lm")[2:]]
     flags = ["--max-new-tokens", "3", "--seed", "5", "--version", "4", "--max-batch-size", "2", "--top-k", "7"]
-    assert cli.main([*command, *flags]) == cli.OK
-    assert capsys.readouterr().out == f"saved in {tmp_path}/served/4\n"
+    deployment = ["--deployment", "king", "--label", "stable=4", "--label", "canary=4"]
+    assert cli.main([*command, *flags, *deployment]) == cli.OK
+    home = tmp_path / "served"
+    assert capsys.readouterr().out == f"saved in {home}/4\nhow to serve it: {home}/README.md\n"
+    assert "# king\n" in (home / "README.md").read_text()
+    assert (home / "models.config").read_text() == model_config("king", home, [4], {"stable": 4, "canary": 4})
     served = tf.saved_model.load(str(tmp_path / "served" / "4")).signatures["serving_default"]
     expected = pipeline("text-generation", GOLDENS / "causal_lm", FIXTURES / "small_vocab", dtype="float32")
     text = expected("the", max_new_tokens=3, do_sample=True, top_k=7, seed=5, return_full_text=False)
     assert served(prompt=tf.constant(["the"]))["text"].numpy()[0].decode() == text[0]["generated_text"]
     assert "exists already" in failure([*command, *flags], capsys)
     assert "--greedy draws nothing, so --seed would" in usage_error([*command, "--greedy", "--seed", "5"], capsys)
+
+
+def test_deployments_that_cannot_be_written_are_refused_before_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "shakespeare", str(tmp_path / "served")]
+    king = [*command, "--deployment", "king", "--label"]
+    assert "--label belongs to --deployment" in usage_error([*command, "--label", "stable=1"], capsys)
+    assert "a --label is given twice" in usage_error([*king, "stable=1", "--label", "stable=1"], capsys)
+    for label in ("stable", "=1", "stable=new", "stable="):
+        assert f"expected LABEL=N, such as stable=1, got {label}" in usage_error([*king, label], capsys)
+    assert "The label 'stable' is of version 2, but there are [1]" in failure([*king, "stable=2"], capsys)
+    assert "The label 'old' is of version 1, but there are [3]" in failure([*king, "old=1", "--version", "3"], capsys)
+    assert "cannot be a name on a server" in failure([*command, "--deployment", ""], capsys)
+    assert not (tmp_path / "served").exists()

@@ -89,6 +89,8 @@ def test_batches_grow_by_powers_of_two() -> None:
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="found no version; export the model first"):
+        write_deployment(tmp_path / "nowhere", "m")
+    with pytest.raises(CheckpointError, match="found no version; export the model first"):
         write_deployment(tmp_path, "m")
     (tmp_path / "1").mkdir()
     with pytest.raises(CheckpointError, match="found no saved_model.pb; give the directory of a version"):

@@ -364,3 +364,21 @@ def test_a_dataset_feeds_the_model(model: TFGPTJForCausalLM) -> None:
 def test_one_token_is_enough(model: TFGPTJForCausalLM) -> None:
     assert tuple(model([[1]]).shape) == (1, 1, 50)  # warnings are errors here
     assert model.predict(np.array([[1]]), verbose=0).shape == (1, 1, 50)
+
+
+# Arguments that no layer would look at
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"foo": 1}, "a model's call has no argument foo, only input_ids, .* and training$"),
+        ({"labels": IDS}, "no argument labels, .*; for labels: compile the model and give them to fit"),
+        ({"output_hidden_states": True, "use_cache": True}, "for output_hidden_states: give it to from_pretrained"),
+    ],
+)
+def test_a_call_with_other_arguments_is_refused(
+    model: TFGPTJForCausalLM, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputTypeError, match=message):
+        model(IDS, **options)

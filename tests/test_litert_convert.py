@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import itertools
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import GOLDENS
+from malformed.killed_saves import in_a_process
 from safetensors.numpy import load_file, save_file
 
 import tfgptj.litert
@@ -53,7 +55,7 @@ def test_info_and_validate_know_it(shakespeare: Path, capsys: pytest.CaptureFixt
     assert "stored as     4 bits in blocks of 32, the head 8 bits\n" in capsys.readouterr().out
     assert cli.main(["validate", str(shakespeare), "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert "sha256 block-003-outer.tflite" in printed and printed.endswith("no faults\n")
+    assert "sha256 segment-004.tflite" in printed and printed.endswith("no faults\n")
 
 
 def test_validate_finds_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,25 +157,70 @@ def test_an_empty_directory_is_taken_and_progress_is_told(tmp_path: Path) -> Non
     assert read_layout(tmp_path, 2).description == "32 bits, the head 32 bits"
 
 
+def doomed(directory: Path, at: int, bits: int) -> None:
+    """A conversion whose process is killed when so much has been put on disk."""
+    sync, count = os.fsync, iter(range(at))
+
+    def killed(descriptor: int) -> None:
+        if next(count, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(descriptor)
+
+    os.fsync = killed
+    convert(BASE, directory, bits=bits, overwrite=True)
+
+
+def status_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def test_a_kill_leaves_nothing_that_loads(tmp_path: Path) -> None:
-    program = f"""
-import os, signal
-sync, count = os.fsync, iter(range(9))
-def killed(descriptor):
-    if next(count, None) is None:
-        os.kill(os.getpid(), signal.SIGKILL)
-    sync(descriptor)
-os.fsync = killed
-from tfgptj.litert.convert import convert
-convert({str(BASE)!r}, {str(tmp_path / "model")!r})
-"""
-    root = Path(tfgptj.litert.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert status_of(in_a_process(doomed, tmp_path / "model", 9, 8)) == -signal.SIGKILL
     assert not (tmp_path / "model").exists()
     [left] = tmp_path.iterdir()
-    assert left.name.startswith(".tfgptj-") and not (left / "model" / "litert.json").exists()
+    files = {path.name for path in (left / "model").iterdir()}
+    assert left.name.startswith(".tfgptj-") and "attention.tflite" in files and "litert.json" not in files
+    with pytest.raises(CheckpointError, match=r"holds no LiteRT model, there is no litert.json"):
+        read_layout(left / "model", 2)
     convert(BASE, tmp_path / "model")
+
+
+def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    convert(BASE, target, bits=32)
+    bits = []
+    for at in itertools.count(0, 3):
+        status = status_of(in_a_process(doomed, target, at, 8))
+        assert validate(target).faults == []
+        bits.append(read_layout(target, 2).bits)
+        if status != -signal.SIGKILL:
+            break
+    assert status == 0 and bits[-1] == 8 and bits[:-2] == [32] * (len(bits) - 2) and len(bits) > 5
+    [model] = (path for path in tmp_path.iterdir() if not path.name.startswith(".tfgptj-"))
+    assert "litert.json" in {path.name for path in model.iterdir()}
+
+
+def test_a_model_is_replaced_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "model"
+    convert(BASE, target, bits=32, overwrite=True)
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(CheckpointError, match="there is something already; choose another directory, or overwrite it"):
+        convert(BASE, target)
+    assert cli.main(["convert", str(BASE), str(tmp_path / "link"), "--format", "litert", "--overwrite", "--quiet"]) == 0
+    assert read_layout(target, 2).bits == 8 and validate(target).faults == []
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "link"}
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds other files, too, which would be lost: notes.txt"):
+        convert(BASE, target, overwrite=True)
+    (target / "notes.txt").rename(tmp_path / "notes.txt")
+    for other in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(CheckpointError, match="holds no LiteRT model, and nothing else is overwritten"):
+            convert(BASE, other, overwrite=True)
+    monkeypatch.setattr("ctypes.CDLL", lambda *arguments, **options: object())
+    monkeypatch.setattr("sys.platform", "other")
+    with pytest.raises(CheckpointError, match=f"{target}: could not be written: {os.strerror(errno.ENOTSUP)}"):
+        convert(BASE, target, bits=32, overwrite=True)
+    assert read_layout(target, 2).bits == 8 and validate(target).faults == []
 
 
 def test_a_list_of_files_that_is_far_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from tfgptj.errors import CheckpointError, CheckpointFormatError, ConfigError, G
 from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.litert.convert import convert
-from tfgptj.litert.engine import Program
+from tfgptj.litert.engine import Program, large_pages
 from tfgptj.litert.graph import Graph
 from tfgptj.litert.model import LiteRTGPTJForCausalLM
 from tfgptj.litert.quantization import quantized
@@ -110,7 +111,7 @@ def test_few_bits_are_those_of_the_rounded_weights(
     assert_near(found[0], found[1], 1e-6)
 
 
-def test_pieces_and_the_graph_of_attention_change_nothing(
+def test_pieces_threads_and_the_graph_of_attention_change_nothing(
     converted: Converted,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -119,6 +120,9 @@ def test_pieces_and_the_graph_of_attention_change_nothing(
     mask[1, :5] = 0
     by_graph, by_numpy = forward(model, ids, mask), forward(model, ids, mask, [])
     assert_near(by_graph[mask == 1], by_numpy[mask == 1], 1e-5)
+    monkeypatch.setattr("tfgptj.litert.attention._MUCH", 1)  # numbers in the keys, from which threads share heads
+    by_threads = forward(model, ids, mask, [])
+    np.testing.assert_array_equal(by_threads[mask == 1], by_numpy[mask == 1])
     monkeypatch.setattr(model.transformer, "rows_at_once", 40)
     record: list[Any] = []
     assert_near(forward(model, ids, mask, record)[mask == 1], by_numpy[mask == 1], 1e-5)
@@ -185,6 +189,23 @@ def test_weights_are_in_memory_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0], matrix.floats()[:, 0], atol=0.02)
 
 
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="no large pages here")
+def test_what_is_allocated_comes_to_lie_in_large_pages() -> None:
+    size = 2**25
+    with large_pages():
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.write(b"1" * size)
+        small = in_large_pages()
+    assert in_large_pages() - small >= size - 2**22
+    assert memory[:] == b"1" * size
+
+
+def in_large_pages() -> int:
+    """Bytes of this process that are in large pages."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.search(r"AnonHugePages: +(\d+) kB", rollup)[1])  # type: ignore[index]
+
+
 def test_it_drafts_for_nobody(converted: Converted) -> None:
     model = converted(MODEL, bits=8)
     with pytest.raises(GenerationError, match="assistant_model must be a TFGPTJForCausalLM, got a? ?LiteRT"):
@@ -209,9 +230,9 @@ def damaged(directory: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "other"}, r"is of format 'other', version 1; expected 'tfgptj-litert', version 1"),
-        ({"version": 2}, r"version 2; expected 'tfgptj-litert', version 1"),
-        ({"files": {}}, r"lists 0 files, and a model of 2 layers has 7"),
+        ({"format": "other"}, r"is of format 'other', version 2; expected 'tfgptj-litert', version 2"),
+        ({"version": 1}, r"version 1; expected 'tfgptj-litert', version 2"),
+        ({"files": {}}, r"lists 0 files, and a model of 2 layers has 6"),
         ({"files": None}, r"lacks bits, head_bits or files: convert"),
         ({"bits": 5}, r"lacks bits, head_bits or files: convert"),
         ({"block_size": 7}, r"block_size must be null or one of \(32, 64, 128\), got 7"),
@@ -228,7 +249,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFormatError, match=r"litert.json: not valid JSON"):
         LiteRTGPTJForCausalLM.from_pretrained(directory)
     directory = damaged(tmp_path / "other")
-    head, block = directory / "head.tflite", directory / "block-000-inner.tflite"
+    head, block = directory / "head.tflite", directory / "segment-000.tflite"
     content = head.read_bytes()
     head.write_bytes(content[:-1])
     with pytest.raises(CheckpointFormatError, match=r"head.tflite: has [\d,]+ bytes, expected [\d,]+: convert"):
@@ -237,6 +258,6 @@ def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFormatError, match=r"head.tflite: LiteRT cannot run it: "):
         LiteRTGPTJForCausalLM.from_pretrained(directory)
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "n_inner": 64}))
+    (directory / "config.json").write_text(json.dumps({**config, "n_embd": 64}))
     with pytest.raises(CheckpointFormatError, match=rf"{block.name}: takes and gives .*, and the configuration calls"):
         LiteRTGPTJForCausalLM.from_pretrained(directory)

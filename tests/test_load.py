@@ -259,8 +259,14 @@ def test_the_configuration_may_be_given_or_changed(tmp_path: Path) -> None:
 
 
 def test_unknown_arguments_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no argument, and GPTJConfig no field, dtyp, torch_dtype"):
+    with pytest.raises(
+        ConfigError, match="no argument, and GPTJConfig no field, dtyp, torch_dtype; for torch_dtype: give"
+    ):
         TFGPTJForCausalLM.from_pretrained(BASE, dtyp="float16", torch_dtype="float16")
+    with pytest.raises(
+        ConfigError, match="no field, from_pt; for from_pt: leave it out, the files that there are say it$"
+    ):
+        TFGPTJForCausalLM.from_pretrained(BASE, from_pt=True)
 
 
 def test_a_configuration_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

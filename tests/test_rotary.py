@@ -115,6 +115,25 @@ def test_half_precision_features_are_turned_to_their_own_accuracy() -> None:
     assert np.abs(numbers(result) - expected).max() <= 5 * 2**-9 * np.abs(x).max() * math.sqrt(2)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow's training has a gradient of its own"
+)
+@pytest.mark.parametrize("width", [4, 8])
+def test_in_training_gradients_are_turned_back(width: int) -> None:
+    import tensorflow as tf
+
+    x, upstream = (tf.constant(random(2, 3, 2, 8)) for _ in range(2))
+    angles = RotaryEmbedding(width)(np.array([[0, 7, 90]]))
+    found = []
+    for training in (True, False):  # the latter is TensorFlow's own differentiation
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            result = apply_rotary(x, *angles, training)
+        found.append((numbers(result), numbers(tape.gradient(result, x, upstream))))
+    assert np.array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-6)
+
+
 def test_shapes() -> None:
     sin, cos = RotaryEmbedding(6)(np.zeros((2, 5), int))
     assert tuple(sin.shape) == tuple(cos.shape) == (2, 5, 1, 6)

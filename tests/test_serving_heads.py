@@ -127,7 +127,6 @@ def test_what_an_export_refuses(tokenizer: GPTJTokenizer, tmp_path: Path, monkey
     refused(GenerationError, "seed must be below 2\\^63", seed=2**63)
     refused(GenerationError, "max_new_tokens=64 leaves no room for a prompt", max_new_tokens=64)
     refused(GenerationError, "max_length=9 cannot be served: set max_new_tokens", max_length=9)
-    refused(GenerationError, "num_beams=2 cannot be served: leave it at 1", num_beams=2)
     refused(GenerationError, "stop_strings=.* cannot be served: leave it at None", stop_strings=["a"])
     refused(InputError, "a TFGPTJModel generates no text, and has no use for top_k, generation_config, seed", bare,
             tokenizer=tokenizer, top_k=5, generation_config=GenerationConfig(), seed=0)  # fmt: skip

@@ -19,12 +19,16 @@ def _exact_gelu(x: Any) -> Any:
     return ops.gelu(x, approximate=False)
 
 
+# (1 + tanh z) / 2 is the sigmoid of 2 z, and 2 z = x (_LINEAR + _CUBIC x^2).
+_LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
+_CUBIC = 0.044715 * _LINEAR
+
+
 def _tanh_gelu(x: Any) -> Any:
     if keras.backend.backend() != "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float32":
         return ops.gelu(x, approximate=True)
-    # (1 + tanh z) / 2 is the sigmoid of 2 z. TensorFlow goes over memory once per operator: 6 times, for tanh 9.
-    slope = 2.0 * math.sqrt(2.0 / math.pi)
-    return x * ops.sigmoid(x * (slope + 0.044715 * slope * ops.square(x)))
+    # TensorFlow goes over memory once per operator: 6 times, for tanh 9.
+    return x * ops.sigmoid(x * (_LINEAR + _CUBIC * ops.square(x)))
 
 
 def _laplace(x: Any) -> Any:
@@ -55,6 +59,35 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "swish": ops.silu,
     "tanh": ops.tanh,
 }
+
+
+class TanhGELU(keras.layers.Layer):
+    """GELU by tanh, as GPT-J has it. Training with TensorFlow keeps its input alone, and takes a third less time."""
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        if not training or keras.backend.backend() != "tensorflow":
+            return _tanh_gelu(x)
+        import tensorflow as tf
+
+        return tf.custom_gradient(_tanh_gelu_and_gradient)(x)
+
+
+def _tanh_gelu_and_gradient(x: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """In float32 or wider: TensorFlow's bfloat16 operators widen and round each time, which takes longer."""
+    wide = keras.backend.result_type(x.dtype, "float32")
+
+    def parts() -> tuple[Any, Any, Any]:
+        wider = ops.cast(x, wide)
+        square = ops.square(wider)
+        return wider, square, ops.sigmoid(wider * (_LINEAR + _CUBIC * square))
+
+    def gradient(upstream: Any) -> Any:
+        wider, square, share = parts()
+        slope = share * (1.0 + (wider - wider * share) * (_LINEAR + 3.0 * _CUBIC * square))
+        return ops.cast(slope * ops.cast(upstream, wide), x.dtype)
+
+    wider, _, share = parts()
+    return ops.cast(wider * share, x.dtype), gradient
 
 
 class ParametricReLU(keras.layers.Layer):
@@ -107,4 +140,6 @@ def activation_layer(name: str, dtype: Any = None) -> keras.layers.Layer:
         return XIELU(dtype=dtype, name="act")
     if name not in FUNCTIONS:
         raise ConfigError(f"unknown activation_function {name!r}")
+    if FUNCTIONS[name] is _tanh_gelu:
+        return TanhGELU(dtype=dtype, name="act")
     return keras.layers.Activation(FUNCTIONS[name], dtype=dtype, name="act")

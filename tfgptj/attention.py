@@ -85,7 +85,7 @@ class RotaryAttention(ConfiguredLayer):
             projection.build((None, None, self.config.n_embd))
 
     def call(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None, lean: bool = False) -> Any:
-        query, key, value = self._project(x, sin, cos)
+        query, key, value = self._project(x, sin, cos, training)
         if lean and not (self.config.output_attentions or self.config.attn_pdrop) and pays():
             mixed = _swapped(mixed_by_heads(query, key, value, mask, 1.0 / math.sqrt(self.config.head_dim), MASKED))
             mixed = ops.reshape(mixed, (*leading(mixed)[:2], self.config.n_embd))
@@ -117,7 +117,7 @@ class RotaryAttention(ConfiguredLayer):
         Returns:
             float [B, T, D], and the cache with the new tokens written.
         """
-        query, key, value = self._project(x, sin, cos)
+        query, key, value = self._project(x, sin, cos, training=False)
         if cache is not None:
             key, value = write_slots(cache[0], slot, key), write_slots(cache[1], slot, value)
         mixed, weights = self._attend(query, key, value, mask, training=False)
@@ -125,13 +125,13 @@ class RotaryAttention(ConfiguredLayer):
             record.append(weights)
         return self.out_proj(mixed), (key, value)
 
-    def _project(self, x: Any, sin: Any, cos: Any) -> tuple[Any, Any, Any]:
+    def _project(self, x: Any, sin: Any, cos: Any, training: bool | None) -> tuple[Any, Any, Any]:
         """Rotated queries, rotated keys, and values, each [B, N, T, H]."""
         heads = (*leading(x), self.config.n_head, self.config.head_dim)
         query, key, value = (
             ops.reshape(projection(x), heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = apply_rotary(query, sin, cos), apply_rotary(key, sin, cos)
+        query, key = (apply_rotary(x, sin, cos, training) for x in (query, key))
         return tuple(_swapped(x) for x in (query, key, value))
 
     def _attend(self, query: Any, key: Any, value: Any, mask: Any, training: bool | None) -> tuple[Any, Any]:

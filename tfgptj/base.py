@@ -12,9 +12,10 @@ import keras
 from tfgptj.adaptable import Adaptable
 from tfgptj.compiled import forget_compiled, forget_programs
 from tfgptj.config import GPTJConfig
-from tfgptj.errors import InputError
+from tfgptj.errors import InputError, InputTypeError
 from tfgptj.inputs import INPUTS, check_arrays, complete_inputs, split_labels
 from tfgptj.resizing import resize_token_embeddings
+from tfgptj.transformers_habits import remedies
 from tfgptj.workers import reducible
 
 
@@ -28,6 +29,7 @@ class GPTJBase(Adaptable, keras.Model):
 
     def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         named = {name: kwargs.pop(name) for name in INPUTS if name in kwargs}
+        _check_options(kwargs)
         if named:
             inputs = {**named, **_as_named(inputs, named)}
         return super().__call__(complete_inputs(inputs, self.config), *args, **kwargs)
@@ -80,6 +82,9 @@ class GPTJBase(Adaptable, keras.Model):
         # `archive.track(self)` is what doubles the weights: the endpoint finds its variables without it.
         archive.add_endpoint("serve", lambda inputs: self(inputs, training=False), input_signature, **kwargs)
         archive.write_out(str(filepath), verbose=verbose is not False)
+
+    # Keras's function for TensorFlow would call the model with all optional inputs, which exclude each other.
+    _default_save_signature = None
 
     def quantize(self, mode: str | None = None, config: Any = None, filters: Any = None, **kwargs: Any) -> None:
         """Keras's `model.quantize`; what was compiled for the float weights is dropped, and the optimizer with it."""
@@ -165,6 +170,14 @@ class GPTJBase(Adaptable, keras.Model):
         from tfgptj.checkpoints.push import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what Keras would pass on, and no layer would look at."""
+    unknown = sorted(options.keys() - {"training", "mask"})
+    if unknown:
+        known = f"{', '.join(INPUTS)} and training"
+        raise InputTypeError(f"a model's call has no argument {', '.join(unknown)}, only {known}{remedies(unknown)}")
 
 
 def _as_named(inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -75,6 +78,26 @@ def staging_directory(directory: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Let two directories swap their names in one step, so that neither name is ever without one.
+
+    Raises:
+        OSError: if they cannot; on systems other than Linux and macOS, and some file systems, none can.
+    """
+    paths = os.fsencode(first), os.fsencode(second)
+    swap, here = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux, RENAME_SWAP of macOS
+    library: Any = None if os.name == "nt" else ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        failed = library.renamex_np(*paths, swap)
+    elif hasattr(library, "renameat2"):
+        failed = library.renameat2(here, paths[0], here, paths[1], swap)
+    else:
+        ctypes.set_errno(errno.ENOTSUP)
+        failed = -1
+    if failed:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
 
 
 def remove_temporaries(directory: Path) -> None:

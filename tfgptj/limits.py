@@ -77,3 +77,6 @@ MAX_SERVED_TOKENS = 2**14  # rows times the slots of each: the longest prompt's 
 # A text that a graph takes in front of a model: GPT-J's 2,048 tokens of at most 128 bytes are 256 KiB. While it is cut
 # into tokens, a byte takes about 100 bytes.
 MAX_TEXT_BYTES = 2**20
+
+# A model in one file for phones: Java maps at most 2 GiB - 1 at once.
+MAX_TFLITE_BYTES = 2**31 - 1

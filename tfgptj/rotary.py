@@ -8,6 +8,7 @@ Source: RoFormer (arXiv 2104.09864), equation 34; transformers, modeling_gptj.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -56,7 +57,7 @@ class RotaryEmbedding(keras.layers.Layer):
         return {**super().get_config(), "rotary_dim": self.rotary_dim}
 
 
-def apply_rotary(x: Any, sin: Any, cos: Any) -> Any:
+def apply_rotary(x: Any, sin: Any, cos: Any, training: bool | None = None) -> Any:
     """Turn the first R dimensions of every head; the others pass unchanged.
 
     (a, b) becomes (a cos - b sin, b cos + a sin), computed as (a, b) · (cos, cos) + (b, a) · (-sin, sin).
@@ -64,10 +65,24 @@ def apply_rotary(x: Any, sin: Any, cos: Any) -> Any:
     Args:
         x: float [B, T, N, H], queries or keys.
         sin, cos: float32 [B, T, 1, R] from :class:`RotaryEmbedding`.
+        training: whether gradients by x will be asked for. On TensorFlow none goes to the angles then, and x's is
+            turned back by them, in a quarter of the time that the gradients of slices and sums take.
 
     Returns:
         float [B, T, N, H], of x's dtype.
     """
+    if not training or keras.backend.backend() != "tensorflow":
+        return _turned(x, sin, cos)
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def turned(x: Any) -> tuple[Any, Callable[[Any], Any]]:
+        return _turned(x, sin, cos), lambda upstream: _turned(upstream, -sin, cos)
+
+    return turned(x)
+
+
+def _turned(x: Any, sin: Any, cos: Any) -> Any:
     width = sin.shape[-1]  # R
     sin, cos = ops.cast(sin, x.dtype), ops.cast(cos, x.dtype)
     turning = x[..., :width]  # [B, T, N, R]

@@ -79,9 +79,8 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, measure in measured.items():
             results[name].append(measure())
-    print(
-        json.dumps({**vars(options), "ms per token": {k: round(statistics.median(v), 2) for k, v in results.items()}})
-    )
+    medians = {name: round(statistics.median(times), 2) for name, times in results.items()}
+    print(json.dumps({**vars(options), "ms per token": medians, "samples": results}))
 
 
 if __name__ == "__main__":

@@ -274,14 +274,19 @@ def baseline(name: str) -> str:
 
 
 def result(key: str, groups: list[dict[str, list[float]]]) -> dict[str, Any] | None:
-    """The spread of one measure over all groups, and the median of its ratio to ours in the same rounds."""
+    """The spread of one measure over all groups, and that of its ratio to ours in the same rounds."""
     name, scenario, what = key.split(" | ")
     values = [value for group in groups for value in group.get(key, [])]
     if not values:
         return None
     ours = f"{baseline(name)} | {scenario} | {what}"
     ratios = [a / b for group in groups for a, b in zip(group.get(key, []), group.get(ours, []), strict=False)]
-    return {**spread(values), "ratio_to_ours": statistics.median(ratios) if ratios else None}
+    return {
+        **spread(values),
+        "baseline": baseline(name),
+        "ratio_to_ours": statistics.median(ratios) if ratios else None,
+        "ratios_to_ours": ratios,
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -22,17 +22,27 @@ WAYS = ("all weights", "Keras's Dense", "package")
 ROWS, PROMPT, NEW, ROUNDS = 4, 16, 24, 6
 
 
-def least(call: Callable[[], Any], clock: Callable[[], float], rounds: int = ROUNDS) -> float:
-    times = []
+def milliseconds(call: Callable[[], Any], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """What several calls take each, by the wall's clock and in processor time."""
+    clocks = {"ms": time.perf_counter, "cpu_ms": time.process_time}
+    times: dict[str, list[float]] = {name: [] for name in clocks}
     for _ in range(rounds):
-        start = clock()
+        start = {name: clock() for name, clock in clocks.items()}
         call()
-        times.append(clock() - start)
-    return min(times)
+        for name, clock in clocks.items():
+            times[name].append(1e3 * (clock() - start[name]))
+    return times
+
+
+def call_as_keras(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+    """What Keras's `Dense` does in LoRA mode: a kernel with its adapters is made at each call, and multiplied with."""
+    from keras import ops
+
+    x = ops.matmul(inputs, ops.transpose(layer.kernel))  # ours lies [out, in]
+    return x if layer.bias is None else ops.add(x, layer.bias)
 
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
-    import keras
     import numpy as np
 
     from tfgptj import GPTJConfig, TFGPTJForCausalLM
@@ -48,7 +58,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
     if way != "all weights":
         model.add_lora(rank=options.rank, targets="all-linear")
     if way == "Keras's Dense":
-        Projection.call = keras.layers.Dense.call
+        Projection.call = call_as_keras
     model.compile("adam")
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, options.tokens)).astype("int32")
 
@@ -59,14 +69,18 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
         model.generate(ids[:1, :PROMPT], max_new_tokens=NEW)
 
     step()
-    result = {
-        "trainable": model.num_parameters(only_trainable=True),
-        "step_ms": 1e3 * least(step, time.perf_counter),
-        "step_cpu_ms": 1e3 * least(step, time.process_time),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    steps = milliseconds(step)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     generate()
-    return {**result, "token_ms": 1e3 * least(generate, time.perf_counter, 3) / NEW}
+    tokens = [each / NEW for each in milliseconds(generate, 3)["ms"]]
+    return {
+        "trainable": model.num_parameters(only_trainable=True),
+        "step_ms": round(min(steps["ms"]), 1),
+        "step_cpu_ms": round(min(steps["cpu_ms"]), 1),
+        "peak_mb": round(peak, 1),
+        "token_ms": round(min(tokens), 1),
+        "samples": {"step_ms": steps["ms"], "token_ms": tokens},
+    }
 
 
 def main() -> None:
@@ -78,7 +92,7 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS)
     options = parser.parse_args()
     if options.way is not None:
-        print(json.dumps({"way": options.way, **{k: round(v, 1) for k, v in measure(options.way, options).items()}}))
+        print(json.dumps({"way": options.way, **measure(options.way, options)}))
         return
     # A quantized base has no weights to train, and both its ways are Keras's.
     for way in WAYS if options.mode is None else WAYS[2:]:

@@ -1,7 +1,11 @@
-"""Checkpoints of any size with random weights, written one tensor at a time."""
+"""Checkpoints of any size with random weights, written one tensor at a time.
+
+python tests/benchmarks/random_checkpoint.py DIRECTORY [--width 2048] [--layers 8] [--heads 16] [--dtype float32]
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,3 +59,19 @@ def write_random_checkpoint(
     write_checkpoint(directory, source, max_shard_size="1TB")
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    for name, value in {"width": 2048, "layers": 8, "heads": 16}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--dtype", default="float32", choices=FLOAT_DTYPES)
+    options = parser.parse_args()
+    rotary = min(64, options.width // options.heads)
+    shape = {"n_embd": options.width, "n_layer": options.layers, "n_head": options.heads, "rotary_dim": rotary}
+    write_random_checkpoint(options.directory, GPTJConfig(**shape), dtype=options.dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -145,6 +145,7 @@ def main() -> None:
             way: {
                 "steps": steps[way],
                 "ms per token": round(times[way], 2),
+                "samples": ways[way].times,
                 "faster": round(times["plain"] / times[way], 2),
             }
             for way in ways

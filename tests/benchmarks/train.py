@@ -1,12 +1,13 @@
 """A training step beside other libraries, taken in turns in one run.
 
     python tests/benchmarks/train.py [--reference PYTHON] [--rows 4] [--tokens 256] [--rounds 5] [--peers NAME ...]
-        [--json FILE]
+        [--width 512] [--layers 8] [--json FILE]
 
-The model has 77 million parameters and random weights, the same for all, and every peer uses AdamW; the first loss of
-each shows that they compute the same. PYTHON is an interpreter of an environment with torch, transformers==4.57.6,
-safetensors, tensorflow and tf-keras. Every library loads the model in a process of its own; a round asks each in turn
-for one step, and measures what the machine's product of matrices gives. All eight together take 20 GB of memory.
+The model has random weights, the same for all, and by default 77 million parameters; every peer uses AdamW, and the
+first loss of each shows that they compute the same. PYTHON is an interpreter of an environment with torch,
+transformers==4.57.6, safetensors, tensorflow and tf-keras. Every library loads the model in a process of its own; a
+round asks each in turn for one step, and measures what the machine's product of matrices gives. All eight together take
+20 GB of memory.
 """
 
 from __future__ import annotations
@@ -28,10 +29,7 @@ from tfgptj.config import GPTJConfig
 from tfgptj.files import write_json
 
 WORKERS = Path(__file__).with_name("trainers.py")
-CONFIG = GPTJConfig(
-    vocab_size=50400, n_embd=512, n_layer=8, n_head=8, rotary_dim=32, n_positions=2048,
-    resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-)  # fmt: skip
+HEAD = 64  # width of a head
 
 # Class of `trainers.py` and mode, by name.
 PEERS = {
@@ -44,6 +42,14 @@ PEERS = {
     "HF TensorFlow float32 XLA": ("HFTensorFlow", "float32 XLA"),
     "HF TensorFlow mixed_bfloat16": ("HFTensorFlow", "mixed_bfloat16"),
 }
+
+
+def shape(width: int, layers: int) -> GPTJConfig:
+    """A model to train: heads of 64, and no dropout, which every library draws in its own way."""
+    return GPTJConfig(
+        vocab_size=50400, n_embd=width, n_layer=layers, n_head=width // HEAD, rotary_dim=32, n_positions=2048,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
 
 
 def flops(config: GPTJConfig, rows: int, tokens: int) -> float:
@@ -60,6 +66,7 @@ def flops(config: GPTJConfig, rows: int, tokens: int) -> float:
 def compare(names: list[str], checkpoint: Path, reference: str | None, options: argparse.Namespace) -> dict[str, Any]:
     """Measure these peers."""
     missing: dict[str, str] = {}
+    config = shape(options.width, options.layers)
     hosts: dict[str, Host] = {}
     for name in names:
         cls, mode = PEERS[name]
@@ -95,9 +102,9 @@ def compare(names: list[str], checkpoint: Path, reference: str | None, options: 
         "benchmark": "training step",
         "machine": machine,
         "settings": {name: getattr(options, name) for name in ("rows", "tokens", "rounds")},
-        "parameters": CONFIG.num_parameters(),
+        "parameters": config.num_parameters(),
         "peaks_gflops": {dtype: spread(samples[dtype]) for dtype in peaks},
-        "flops": flops(CONFIG, options.rows, options.tokens),
+        "flops": flops(config, options.rows, options.tokens),
         "peers": facts,
         "missing": missing,
         "samples_ms": {name: samples[name] for name in hosts},
@@ -145,6 +152,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=int, default=512, help=f"a multiple of {HEAD}")
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--peers", nargs="+", metavar="NAME", default=["*"], help="names or patterns; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -153,7 +162,7 @@ def main() -> None:
         parser.error(f"--peers: there are {', '.join(PEERS)}")
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / "model"
-        write_random_checkpoint(checkpoint, CONFIG)
+        write_random_checkpoint(checkpoint, shape(options.width, options.layers))
         found = compare(names, checkpoint, options.reference, options)
     if options.json:
         write_json(options.json, found)

@@ -14,6 +14,7 @@ from tfgptj.checkpoints.sources import Checkpoint
 from tfgptj.config import ALIASES, GPTJConfig
 from tfgptj.errors import CheckpointError, ConfigError, TFGPTJError
 from tfgptj.foreign import check_codegen_heads
+from tfgptj.transformers_habits import remedies
 
 Read = TypeVar("Read")
 
@@ -77,7 +78,9 @@ def read_config(
     known = {*inspect.signature(GPTJConfig).parameters, *ALIASES, "id2label", "label2id"} - {"extra"}
     unknown = sorted(set(overrides) - known)
     if unknown:
-        raise ConfigError(f"from_pretrained has no argument, and GPTJConfig no field, {', '.join(unknown)}")
+        raise ConfigError(
+            f"from_pretrained has no argument, and GPTJConfig no field, {', '.join(unknown)}{remedies(unknown)}"
+        )
     try:
         if config is None:
             config = GPTJConfig.from_json_file(path, **overrides)

@@ -29,7 +29,7 @@ from tfgptj.cli.training import TRAIN_HELP, add_pretrain_arguments, add_train_ar
 from tfgptj.errors import TFGPTJError
 
 # Exit codes; argparse exits with 2 on wrong usage. The last two are what shells report for these signals.
-OK, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 130, 141
+OK, FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 1 for an error that is not the program's own, told in one line; 130 after Ctrl-C; 141 when
         the reader of the output went away. Wrong usage exits with 2.
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return USAGE
+    args = parser.parse_args(argv)
     try:
         args.verb(args)
         sys.stdout.flush()

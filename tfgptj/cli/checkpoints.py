@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from tfgptj.config import GPTJConfig
 
 # What `--format` and `--weights` know; the tables that they are checked against again are slow to import.
-FORMATS = ("safetensors", "h5", "msgpack", "litert")
+FORMATS = ("safetensors", "h5", "msgpack", "litert", "tflite")
 WEIGHTS = ("auto", "safetensors", "bin", "h5", "msgpack")
 DTYPES = ("float32", "bfloat16", "float16")
 BITS, BLOCK_SIZES = (4, 8, 32), (0, 32, 64, 128)
 
-# Flags of `convert` for one kind of format alone.
-OF_CHECKPOINTS, OF_LITERT = ("dtype", "max_shard_size", "overwrite"), ("bits", "block_size", "keep_head_bits")
+# Flags of `convert` for some formats alone.
+OF_CHECKPOINTS, OF_LITERT, OF_ONE_FILE = (
+    ("dtype", "max_shard_size"),
+    ("bits", "block_size", "keep_head_bits"),
+    ("positions",),
+)
+REFUSED = {
+    **dict.fromkeys(("safetensors", "h5", "msgpack"), (*OF_LITERT, *OF_ONE_FILE)),
+    **{"litert": (*OF_CHECKPOINTS, *OF_ONE_FILE), "tflite": OF_CHECKPOINTS},
+}
 
 
 def info(args: argparse.Namespace) -> None:
@@ -60,24 +68,28 @@ def info(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Write a checkpoint in another format, dtype or number of bits, tensor by tensor."""
-    for name in OF_CHECKPOINTS if args.format == "litert" else OF_LITERT:
+    for name in REFUSED[args.format]:
         if getattr(args, name) not in (None, False):
             args.usage_error(f"--{name.replace('_', '-')} does not go with --format {args.format}")
-    common = {"weights": args.weights, "revision": args.revision or "main"}
+    common = {"weights": args.weights, "revision": args.revision or "main", "overwrite": args.overwrite}
+    bits = {"bits": args.bits or 8, "block_size": args.block_size, "head_bits": args.keep_head_bits}
     with _progress_bar("writing", args.quiet) as progress:
         if args.format == "litert":
             from tfgptj.litert.convert import convert as convert_to_litert
 
-            convert_to_litert(
-                args.source, args.destination, bits=args.bits or 8, block_size=args.block_size,
-                head_bits=args.keep_head_bits, progress=progress, **common,
-            )  # fmt: skip
+            convert_to_litert(args.source, args.destination, progress=progress, **bits, **common)
+        elif args.format == "tflite":
+            from tfgptj.litert.single_file import convert_to_file
+
+            convert_to_file(
+                args.source, args.destination, positions=args.positions, progress=progress, **bits, **common
+            )
         else:
             from tfgptj.checkpoints.convert import convert as convert_checkpoint
 
             convert_checkpoint(
                 args.source, args.destination, format=args.format, dtype=args.dtype,
-                max_shard_size=args.max_shard_size or "5GB", overwrite=args.overwrite, progress=progress, **common,
+                max_shard_size=args.max_shard_size or "5GB", progress=progress, **common,
             )  # fmt: skip
     print(f"saved in {args.destination}")
 
@@ -119,12 +131,18 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `convert`."""
     _add_model(parser, "source", "SRC")
     add = parser.add_argument
-    add("destination", metavar="DST", help="the directory to write: a new or empty one, unless --overwrite")
+    add(
+        "destination",
+        metavar="DST",
+        help="what to write: a new or empty directory, unless --overwrite; of tflite a file",
+    )
     add("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
     add("--dtype", choices=DTYPES, help="what to store the weights in; default: what they are stored in")
     add("--max-shard-size", metavar="SIZE", help="largest weight file, like 200MB; default: 5GB")
-    add("--overwrite", action="store_true", help="replace a checkpoint that is there, in one step; SRC may be DST")
-    add = parser.add_argument_group("--format litert, for `tfgptj run` on a small machine").add_argument
+    add("--overwrite", action="store_true", help="replace what is there, in one step; SRC may be DST")
+    add = parser.add_argument_group(
+        "--format litert, for `tfgptj run` on a small machine, and tflite, one file that LiteRT alone runs on a phone"
+    ).add_argument
     add("--bits", type=int, choices=BITS, help="of each number of the matrices; 32: float32; default: 8")
     add(
         "--block-size",
@@ -133,6 +151,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="with 4 bits, numbers that share a scale; default: 32; 0: all of an output's",
     )
     add("--keep-head-bits", type=int, choices=BITS, help="of the LM head's matrix; default: 8")
+    add("--positions", type=int, metavar="N", help="of tflite: tokens of a text at most; default: the model's")
     _add_reading(parser)
 
 

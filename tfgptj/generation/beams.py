@@ -218,7 +218,7 @@ def advance(plan: Plan, logits: Any, steps: tuple[Step, ...], state: State) -> S
     visible = ops.logical_or(ops.take(branches.visible, origin, axis=0), own)
     return state._replace(
         ids=extend(state.ids, origin, tokens, state.slot),
-        real=ops.slice_update(state.real, (0, state.slot), ops.ones_like(tokens[:, None], dtype="bool")),
+        real=ops.logical_or(state.real, ops.arange(ops.shape(state.ids)[1], dtype="int32") == state.slot),
         length=state.length + 1,
         slot=state.slot + 1,
         step=state.step + 1,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
+from tfgptj.generation.compiling import runs_itself
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -15,7 +17,7 @@ def empty_caches(model: TFGPTJForCausalLM, rows: int, slots: int) -> tuple[Cache
     shape = (rows, model.config.n_head, slots, model.config.head_dim)
 
     def zeros() -> Any:  # [B, N, S, H]
-        return ops.zeros(shape, dtype=model.compute_dtype)
+        return (np if runs_itself(model) else ops).zeros(shape, dtype=model.compute_dtype)
 
     return tuple((zeros(), zeros()) for _ in range(model.config.n_layer))
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from tfgptj.attention import WRITER
 
@@ -24,6 +27,16 @@ OPEN_IN_CACHES, OPEN = (0, 2), (0, 1)
 def runs_itself(model: Any) -> bool:
     """Whether a model has an engine of its own, which no program can call: see :mod:`tfgptj.litert`."""
     return bool(getattr(model, "runs_itself", False))
+
+
+def library_of(array: Any) -> Any:
+    """The functions for an array: NumPy's for its own arrays, which stay on the host, or `keras.ops`."""
+    return np if isinstance(array, np.ndarray) else ops
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor's values on the host."""
+    return np.asarray(tensor if isinstance(tensor, np.ndarray | np.generic) else ops.convert_to_numpy(tensor))
 
 
 class Compiled:
@@ -64,7 +77,9 @@ class Compiled:
                 return self._traced(static, tensors)
 
         signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
-        return tf.function(traced, input_signature=signature, jit_compile=self.jit_compile, autograph=False)
+        # TensorFlow counts traces by code, and would warn that all these programs were one that is traced too often; a
+        # partial has none.
+        return tf.function(partial(traced), input_signature=signature, jit_compile=self.jit_compile, autograph=False)
 
     def _for_jax(self, static: Any, tensors: Any) -> Callable[..., Any]:
         import jax

@@ -85,7 +85,8 @@ def of_all(rules: Rules, parts: list[Any]) -> Any:
 
 def extend(table: Any, origin: Any, values: Any, column: Any) -> Any:
     """Rows [n, M] of a table [B · K, M] with a value [n] written into a column."""
-    return ops.slice_update(ops.take(table, origin, axis=0), (0, column), values[:, None])
+    here = ops.arange(ops.shape(table)[1], dtype="int32") == column  # [M]
+    return ops.where(here, values[:, None], ops.take(table, origin, axis=0))
 
 
 def pick(table: Any, index: Any) -> Any:

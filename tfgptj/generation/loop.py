@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from keras import ops
 
 from tfgptj.attention import Cache
 from tfgptj.backbone import TFGPTJModel
 from tfgptj.generation import processors
-from tfgptj.generation.caches import with_room
+from tfgptj.generation.caches import empty_caches, with_room
 from tfgptj.generation.casting import weights_cast
 from tfgptj.generation.chain import Context, Names, process
-from tfgptj.generation.compiling import runs_itself
+from tfgptj.generation.compiling import library_of, runs_itself, to_numpy
 from tfgptj.heads import TFGPTJForCausalLM
 
 
@@ -132,10 +131,13 @@ def read(
     mask = real[:, :prompt]
     if past:
         hidden, caches = read_columns(model, past, real, ops.cast(prompt - ops.shape(past.ids)[1], "int32"), record)
+    elif runs_itself(model):  # it writes into caches in place: they are made once, with their room
+        empty = empty_caches(model, batch, size)
+        hidden, caches = read_whole(model.transformer, ids[:, :prompt], mask, record, empty)
     else:
         hidden, caches = read_whole(model.transformer, ids[:, :prompt], mask, record)
         caches = with_room(caches, room)
-    state = State(
+    start = State(
         caches=caches,
         ids=ids,
         real=real,
@@ -146,11 +148,11 @@ def read(
         finite=ops.ones((), dtype="bool"),
         possible=ops.ones((), dtype="bool"),
     )
-    return hidden, state
+    return hidden, _on_host(start) if runs_itself(model) else start
 
 
 def read_whole(
-    transformer: TFGPTJModel, ids: Any, mask: Any, record: list[Any] | None = None
+    transformer: TFGPTJModel, ids: Any, mask: Any, record: list[Any] | None = None, caches: Any = None
 ) -> tuple[Any, tuple[Cache, ...]]:
     """Hidden states [B, P, D] and caches of P slots, of ids int32 [B, P] at which nothing else is looked.
 
@@ -159,11 +161,12 @@ def read_whole(
         ids: int32 [B, P], with padding on either side.
         mask: bool [B, P], where there are tokens.
         record: as for :meth:`tfgptj.backbone.TFGPTJModel.step`.
+        caches: empty ones of at least P slots, for an engine.
     """
     slots = ops.arange(ops.shape(ids)[1], dtype="int32")  # [P]
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)  # [B, P]
     visible = ops.logical_and(slots[:, None] >= slots[None, :], mask[:, None, None, :])  # [B, 1, P, P]
-    return transformer.step(ids, positions, visible, record=record)
+    return transformer.step(ids, positions, visible, caches, None if caches is None else 0, record)
 
 
 def read_columns(
@@ -209,22 +212,25 @@ def decode(model: TFGPTJForCausalLM, plan: Plan, state: State, limit: Any, contr
 
 def forward(model: TFGPTJForCausalLM, state: State, record: list[Any] | None = None) -> tuple[Any, State]:
     """Run the model over each row's newest token: the next logits [B, V], and the state with its keys and values."""
-    # An engine is called from the host, where Keras's operators would take longer than a small model's layers.
-    library, now = (np, _on_host(state)) if runs_itself(model) else (ops, state)
+    now = _on_host(state) if runs_itself(model) else state
+    library = library_of(now.ids)
     newest = library.take(now.ids, library.expand_dims(now.slot - 1, 0), axis=1)  # [B, 1]
     # A pad token that fills a finished row may be none of V.
     newest = library.minimum(newest, model.config.vocab_size - 1)
     hidden, caches = model.transformer.step(
         newest, now.length[:, None] - 1, now.real[:, None, None, :], state.caches, now.slot - 1, record
     )
-    return next_logits(model, hidden), state._replace(caches=caches)
+    return next_logits(model, hidden), now._replace(caches=caches)
 
 
 def _on_host(state: State) -> State:
-    """A state whose tables of tokens are NumPy's."""
-    names = ("ids", "real", "length", "slot")
-    tables: dict[str, Any] = {name: np.asarray(ops.convert_to_numpy(getattr(state, name))) for name in names}
-    return state._replace(**tables)
+    """A state in NumPy's arrays, but for what belongs to the engine or to a search.
+
+    An engine is called from the host, where Keras's operators would take longer than a small model's layers.
+    """
+    names = [name for name in State._fields if name not in ("caches", "search")]
+    values: dict[str, Any] = {name: to_numpy(getattr(state, name)) for name in names}
+    return state._replace(**values)
 
 
 def next_logits(model: TFGPTJForCausalLM, hidden: Any) -> Any:
@@ -240,15 +246,16 @@ def choose(plan: Plan, logits: Any, state: State, controls: Controls) -> State:
 
 def settle(plan: Plan, logits: Any, scores: Any, state: State, controls: Controls) -> State:
     """Choose each row's next token by its scores [B, V], which are processed logits [B or 2 B, V]."""
+    library = library_of(scores)
     if not plan.tolerant:
-        state = state._replace(finite=ops.logical_and(state.finite, ops.all(ops.isfinite(logits))))
+        state = state._replace(finite=library.logical_and(state.finite, library.all(library.isfinite(logits))))
     if plan.do_sample:
         uniform = ops.squeeze(ops.take(controls.uniforms, ops.expand_dims(state.step, 0), axis=1), axis=1)  # [B]
         token = processors.draw(scores, uniform)
     else:
         token = processors.greedy(scores)
-    served = ops.logical_or(processors.any_left(scores), state.finished)  # [B]
-    possible = ops.logical_and(state.possible, ops.all(served))
+    served = library.logical_or(processors.any_left(scores), state.finished)  # [B]
+    possible = library.logical_and(state.possible, library.all(served))
     return write(token, state._replace(possible=possible), controls, plan.guided)
 
 
@@ -263,17 +270,18 @@ def context_of(state: State, controls: Controls, guided: bool = False) -> Contex
 
 def write(token: Any, state: State, controls: Controls, guided: bool = False) -> State:
     """Append a token, int32 [B], to each row; to those that are finished the pad token."""
-    token = ops.where(state.finished, controls.pad, token)  # [B]
-    ended = ops.any(token[:, None] == controls.eos[None, :], axis=1)
+    library = library_of(token)
+    token = library.where(state.finished, controls.pad, token)  # [B]
+    ended = library.any(token[:, None] == controls.eos[None, :], axis=1)
     if guided:
-        token = ops.concatenate([token, token], axis=0)  # [2 B]
-    ended = ops.logical_or(ended, state.step + 1 >= controls.limit)
-    here = ops.arange(ops.shape(state.ids)[1], dtype="int32") == state.slot  # [S]
+        token = library.concatenate([token, token], axis=0)  # [2 B]
+    ended = library.logical_or(ended, state.step + 1 >= controls.limit)
+    here = library.arange(library.shape(state.ids)[1], dtype="int32") == state.slot  # [S]
     return state._replace(
-        ids=ops.where(here, token[:, None], state.ids),
-        real=ops.logical_or(state.real, here),
+        ids=library.where(here, token[:, None], state.ids),
+        real=library.logical_or(state.real, here),
         length=state.length + 1,
         slot=state.slot + 1,
         step=state.step + 1,
-        finished=ops.logical_or(state.finished, ended),
+        finished=library.logical_or(state.finished, ended),
     )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
+from tfgptj.generation.compiling import library_of
 from tfgptj.generation.tokens import FORBIDDEN as FORBIDDEN
 from tfgptj.generation.tokens import is_forbidden, keep_forbidden
 
@@ -127,7 +129,8 @@ def _kth(logits: Any, k: int) -> Any:
 
 def any_left(logits: Any) -> Any:
     """Whether a row has a token that is not forbidden, bool [B]."""
-    return ops.logical_not(ops.all(is_forbidden(logits), axis=-1))
+    library = library_of(logits)
+    return library.logical_not(library.all(is_forbidden(logits), axis=-1))
 
 
 def draw(logits: Any, uniform: Any) -> Any:
@@ -151,4 +154,6 @@ def draw(logits: Any, uniform: Any) -> Any:
 
 def greedy(logits: Any) -> Any:
     """The likeliest token of each row, int32 [B]."""
+    if isinstance(logits, np.ndarray):
+        return logits.argmax(axis=-1).astype("int32")
     return ops.cast(ops.argmax(logits, axis=-1), "int32")

@@ -32,7 +32,7 @@ CHUNK = 16
 
 
 class Extras(NamedTuple):
-    """What a generation may need that is no parameter: see the arguments of :func:`generate`."""
+    """What a generation may need that is no parameter; :func:`tfgptj.generation.generate.generate` says what it is."""
 
     functions: Functions = Functions()
     criteria: tuple[Criterion, ...] = ()

@@ -15,6 +15,8 @@ from keras import ops
 from tfgptj.config import GPTJConfig
 from tfgptj.generation import loop
 from tfgptj.generation.chain import ON_THE_HOST, Names, Numbers, cut_chain, process
+from tfgptj.generation.compiling import library_of
+from tfgptj.generation.compiling import to_numpy as to_numpy
 from tfgptj.generation.functions import Functions
 from tfgptj.generation.results import Records
 from tfgptj.heads import TFGPTJForCausalLM
@@ -73,9 +75,18 @@ def pick(
     return loop.settle(plan, whole(model, logits), whole(model, scores), state, controls)
 
 
+def pick_on_host(
+    model: TFGPTJForCausalLM, plan: loop.Plan, logits: Any, scores: Any, state: loop.State, controls: loop.Controls
+) -> loop.State:
+    """:func:`pick` without random numbers, in NumPy, for an engine: its logits and its state are there already."""
+    eos, pad, limit = (to_numpy(number) for number in (controls.eos, controls.pad, controls.limit))
+    controls = controls._replace(eos=eos, pad=pad, limit=limit)
+    return loop.settle(plan, logits, to_numpy(scores), state, controls)
+
+
 def whole(model: TFGPTJForCausalLM, logits: Any) -> Any:
     """Logits whose last dimension is known, which it is not of a program's argument."""
-    return ops.reshape(logits, (-1, model.config.vocab_size))
+    return library_of(logits).reshape(logits, (-1, model.config.vocab_size))
 
 
 class Stepper:
@@ -110,7 +121,8 @@ class Stepper:
         caches, state = state.caches, state._replace(caches=())  # what follows does not look at them
         scores = self._scores(logits, state)
         self.records.add(logits, scores, record, int(state.slot), int(state.step))
-        state = self.compiled("pick")(self.plan, logits, scores, state, self.controls)
+        here = isinstance(logits, np.ndarray) and not self.plan.do_sample
+        state = self.compiled("pick_on_host" if here else "pick")(self.plan, logits, scores, state, self.controls)
         return state._replace(caches=caches)
 
     def _begin(self, ids: Any, real: Any, past: Any) -> Any:
@@ -136,8 +148,3 @@ def texts_of(state: loop.State) -> list[np.ndarray]:
     """The tokens of each row, int32 [n] each, prompt included, padding not."""
     ids, real = (to_numpy(table)[:, : int(state.slot)] for table in (state.ids, state.real))
     return [row[mask] for row, mask in zip(ids, real, strict=True)]
-
-
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor's values on the host."""
-    return np.asarray(ops.convert_to_numpy(tensor))

@@ -1,14 +1,16 @@
 """Attention over cached keys and values, between the graphs of a block: by NumPy, or by a graph for many tokens.
 
 The same computation as in :mod:`tfgptj.attention` and :mod:`tfgptj.rotary`. A graph copies keys and values before it
-reads them, which for a few tokens is most of its work. NumPy takes them as they are; it gets one thread, because the
-threads of its library and those of LiteRT would wait for each other's processors.
+reads them, which for a few tokens is most of its work. NumPy takes them as they are. Its library gets one thread,
+because its own threads and those of LiteRT would wait for each other's processors; heads are shared out among threads
+where they have much to read.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -21,6 +23,7 @@ from tfgptj.rotary import BASE
 Cache = tuple[np.ndarray, np.ndarray]  # keys and values, float32 [B, N, S, H] each
 
 _MANY = 16  # tokens from which the graph is faster
+_MUCH = 2**20  # numbers in the keys from which threads are worth waking
 
 
 class Places(NamedTuple):
@@ -59,11 +62,18 @@ class Attention:
     Args:
         config: of the model.
         graph: that of :func:`tfgptj.litert.blocks.attention_graph`.
+        threads: that it may take.
     """
 
-    def __init__(self, config: GPTJConfig, graph: Program) -> None:
+    def __init__(self, config: GPTJConfig, graph: Program, threads: int) -> None:
         self._scale = np.float32(1 / math.sqrt(config.head_dim))
-        self._graph, self._threads = graph, ThreadpoolController()
+        self._graph, self._threads = graph, threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._libraries = ThreadpoolController()
+
+    def alone(self) -> Any:
+        """A context in which NumPy's library takes one thread: it costs too much for each block."""
+        return self._libraries.limit(limits=1, user_api="blas")
 
     def __call__(
         self, projected: np.ndarray, where: Places, cache: Cache, recorded: bool
@@ -88,9 +98,12 @@ class Attention:
         if query.shape[2] >= _MANY and not recorded:
             [mixed] = self._graph(query, keys, values, where.bias)
             return mixed.swapaxes(1, 2), None
-        with self._threads.limit(limits=1, user_api="blas"):
-            weights = softmax(query @ keys.swapaxes(2, 3) + where.bias)  # [B, N, T, stop]
-            mixed = weights @ values  # [B, N, T, H]
+        if keys.size < _MUCH or self._threads == 1:
+            mixed, weights = attended(query, keys, values, where.bias)
+            return mixed.swapaxes(1, 2), weights
+        parts = [np.array_split(array, self._threads, axis=1) for array in (query, keys, values)]
+        found = list(self._pool.map(attended, *parts, [where.bias] * self._threads))
+        mixed, weights = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
         return mixed.swapaxes(1, 2), weights
 
 
@@ -102,6 +115,14 @@ def turn(x: np.ndarray, sin: np.ndarray, cos: np.ndarray) -> None:
     second *= cos
     second += first * sin
     first[...] = turned
+
+
+def attended(
+    query: np.ndarray, keys: np.ndarray, values: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mixed values [B, N, T, H] and attention weights [B, N, T, S] of queries [B, N, T, H]."""
+    weights = softmax(query @ keys.swapaxes(2, 3) + bias)
+    return weights @ values, weights
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ Source: tensorflow/lite/schema/schema.fbs.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import flatbuffers
 import numpy as np
@@ -49,9 +50,9 @@ class Graph:
         self._inputs: list[int] = []
         self._values: list[np.ndarray] = []  # of the constants, in the order of their buffers
 
-    def input(self, name: str, *shape: int) -> Tensor:
+    def input(self, name: str, *shape: int, kind: str = "float32") -> Tensor:
         """What the graph is given."""
-        tensor = self._float(name, shape)
+        tensor = self._array(name, shape, kind)
         self._inputs.append(tensor.number)
         return tensor
 
@@ -106,18 +107,29 @@ class Graph:
         Raises:
             OSError: if it cannot be written.
         """
+        with replaced_file(Path(path)) as file:
+            self.write_to(file, outputs)
+
+    def write_to(self, file: BinaryIO, outputs: list[Tensor], signatures: Sequence[str] = ()) -> None:
+        """Write to an empty file, which is at its end afterwards.
+
+        Args:
+            file: to write to.
+            outputs: what the graph gives.
+            signatures: names that the graph can be called by; inputs and outputs go by their own names then.
+        """
         # All offsets take the same room, so that the head is as long with the right ones.
-        start = _aligned(len(self._head(outputs, [ALIGNMENT] * len(self._values))))
+        start = _aligned(len(self._head(outputs, signatures, [ALIGNMENT] * len(self._values))))
         offsets = []
         for value in self._values:
             offsets.append(start)
             start = _aligned(start + value.nbytes)
-        with replaced_file(Path(path)) as file:
-            file.write(self._head(outputs, offsets))
-            for offset, value in zip(offsets, self._values, strict=True):
-                file.seek(offset)
-                file.write(value.reshape(-1).view(np.uint8).data)
-            file.truncate(start)
+        file.write(self._head(outputs, signatures, offsets))
+        for offset, value in zip(offsets, self._values, strict=True):
+            file.seek(offset)
+            file.write(value.reshape(-1).view(np.uint8).data)
+        file.truncate(start)
+        file.seek(start)
 
     def _batch_product(self, x: Tensor, y: Tensor, shape: tuple[int, ...], turned: bool) -> Tensor:
         options = schema.BatchMatMulOptionsT()
@@ -134,12 +146,19 @@ class Graph:
         return self._operator("MUL", 1, "product", [x.number, factor], x.shape, schema.MulOptionsT())
 
     def _operator(
-        self, name: str, version: int, result: str, inputs: list[int], shape: tuple[int, ...], options: Any
+        self,
+        name: str,
+        version: int,
+        result: str,
+        inputs: list[int],
+        shape: tuple[int, ...],
+        options: Any,
+        kind: str = "float32",
     ) -> Tensor:
         code = (getattr(_OPERATORS, name), version)
         if code not in self._codes:
             self._codes.append(code)
-        operator, tensor = schema.OperatorT(), self._float(result, shape)
+        operator, tensor = schema.OperatorT(), self._array(result, shape, kind)
         operator.opcodeIndex, operator.inputs, operator.outputs = self._codes.index(code), inputs, [tensor.number]
         if options is not None:
             operator.builtinOptions = options
@@ -147,8 +166,8 @@ class Graph:
         self._operators.append(operator)
         return tensor
 
-    def _float(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        tensor = self._tensor(name, tuple(max(size, 1) for size in shape), schema.TensorType.FLOAT32)
+    def _array(self, name: str, shape: tuple[int, ...], kind: str) -> Tensor:
+        tensor = self._tensor(name, tuple(max(size, 1) for size in shape), _KINDS[kind])
         tensor.shapeSignature = list(shape)
         return Tensor(len(self._tensors) - 1, shape)
 
@@ -189,7 +208,7 @@ class Graph:
         tensor.buffer = len(self._values)  # the first buffer is that of tensors without values
         return len(self._tensors) - 1
 
-    def _head(self, outputs: list[Tensor], offsets: list[int]) -> bytes:
+    def _head(self, outputs: list[Tensor], signatures: Sequence[str], offsets: list[int]) -> bytes:
         model, graph = schema.ModelT(), schema.SubGraphT()
         model.version, model.description = 3, "tfgptj"
         model.operatorCodes = [_operator_code(*code) for code in self._codes]
@@ -201,9 +220,22 @@ class Graph:
         graph.name, graph.tensors, graph.operators = "main", self._tensors, self._operators
         graph.inputs, graph.outputs = self._inputs, [tensor.number for tensor in outputs]
         model.subgraphs = [graph]
+        model.signatureDefs = [self._signature(name, graph) for name in signatures]
         builder = flatbuffers.Builder()
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
+
+    def _signature(self, name: str, graph: Any) -> Any:
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = name, 0
+        signature.inputs, signature.outputs = ([self._named(number) for number in numbers]
+                                               for numbers in (graph.inputs, graph.outputs))  # fmt: skip
+        return signature
+
+    def _named(self, number: int) -> Any:
+        named = schema.TensorMapT()
+        named.name, named.tensorIndex = self._tensors[number].name, number
+        return named
 
 
 def _operator_code(builtin: int, version: int) -> Any:

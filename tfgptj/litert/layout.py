@@ -15,7 +15,7 @@ from tfgptj.checkpoints.directory import LITERT
 from tfgptj.errors import CheckpointError, CheckpointFormatError
 from tfgptj.files import parse_json
 
-VERSION = 1
+VERSION = 2
 
 ATTENTION, HEAD, OUTSIDE = "attention.tflite", "head.tflite", "outside.safetensors"
 BITS, BLOCK_SIZES = (4, 8, 32), (32, 64, 128)
@@ -48,14 +48,14 @@ class Layout:
         return {"format": "tfgptj-litert", "version": VERSION, **dataclasses.asdict(self)}
 
 
-def block_files(layer: int) -> tuple[str, str]:
-    """The files of a block's two graphs."""
-    return f"block-{layer:03d}-inner.tflite", f"block-{layer:03d}-outer.tflite"
+def segment_files(layers: int) -> list[str]:
+    """The files of the graphs before, between and behind the attentions."""
+    return [f"segment-{index:03d}.tflite" for index in range(layers + 1)]
 
 
 def file_names(layers: int) -> list[str]:
     """All files that a model is made of."""
-    return [name for layer in range(layers) for name in block_files(layer)] + [ATTENTION, HEAD, OUTSIDE]
+    return [*segment_files(layers), ATTENTION, HEAD, OUTSIDE]
 
 
 def read_layout(directory: str | os.PathLike[str], layers: int) -> Layout:

@@ -20,9 +20,9 @@ from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.stepping import Shapes, to_numpy
 from tfgptj.generative import Generative
 from tfgptj.litert.attention import Attention, Cache, normalised, places
-from tfgptj.litert.blocks import GELUS
-from tfgptj.litert.engine import Program, default_threads
-from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, block_files, read_layout
+from tfgptj.litert.blocks import GELUS, segment_shapes
+from tfgptj.litert.engine import Program, Room, default_threads, large_pages
+from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, read_layout, segment_files
 
 # Rows that the graphs take at once, and bytes that all blocks may keep for them.
 _MOST_ROWS, _LEAST_ROWS, _ROWS_BYTES = 128, 16, 2**29
@@ -42,24 +42,19 @@ class LiteRTTransformer:
     def __init__(self, directory: Path, config: GPTJConfig, threads: int) -> None:
         self.config = config
         self.lock = threading.Lock()  # a graph has one place for what goes through it
-        width, middle = config.n_embd, config.inner_dim
-        x, projected, fed = (-1, width), (-1, 3 * width), (-1, middle)
-        self._blocks = [
-            (
-                Program(directory / inner, threads, (x,), (projected, fed)),
-                Program(directory / outer, threads, (x, x, fed), (x,)),
-            )
-            for inner, outer in map(block_files, range(config.n_layer))
-        ]
+        name, room = config.activation_function, Room()
+        self._activation = None if name in GELUS else activation_layer(name)
+        *self._segments, self._last = (
+            Program(directory / file, threads, takes, gives, room)
+            for file, (takes, gives) in zip(segment_files(config.n_layer), segment_shapes(config), strict=True)
+        )
         heads = (-1, config.n_head, -1, config.head_dim)
         graph = Program(directory / ATTENTION, threads, (heads, heads, heads, (-1, 1, -1, -1)), (heads,))
-        self._attention = Attention(config, graph)
+        self._attention = Attention(config, graph, threads)
         self._outside = SafetensorsFile(directory / OUTSIDE)
         weakref.finalize(self, self._outside.close)
         self._norm = self._outside.read("ln_f.weight"), self._outside.read("ln_f.bias")
-        name = config.activation_function
-        self._activation = None if name in GELUS else activation_layer(name)
-        held = 4 * config.n_layer * (6 * width + 3 * middle)  # for one row
+        held = 4 * config.n_layer * (6 * config.n_embd + 3 * config.inner_dim)  # for one row
         self.rows_at_once = min(max(_ROWS_BYTES // held, _LEAST_ROWS), _MOST_ROWS)
 
     def step(
@@ -80,9 +75,9 @@ class LiteRTTransformer:
         rows, count = ids.shape
         if caches is None:
             shape, slot = (rows, self.config.n_head, count, self.config.head_dim), 0
-            caches = [(np.zeros(shape, "float32"), np.zeros(shape, "float32")) for _ in self._blocks]
+            caches = [(np.zeros(shape, "float32"), np.zeros(shape, "float32")) for _ in self._segments]
         own = tuple((_writable(key), _writable(value)) for key, value in caches)
-        with self.lock:
+        with self.lock, self._attention.alone():
             return self._read_in_parts(ids, positions, mask, own, int(slot), record), own
 
     def _read_in_parts(
@@ -122,16 +117,19 @@ class LiteRTTransformer:
         rows, count = ids.shape
         x = self._embedded(ids.reshape(-1))  # [B · T, D]
         where = places(self.config, positions, mask, slot)
-        for (inner, outer), cache in zip(self._blocks, caches, strict=True):
-            projected, middle = inner(x)
-            if self._activation is not None:
-                middle = to_numpy(self._activation(middle))
+        given = [x]
+        for segment, cache in zip(self._segments, caches, strict=True):
+            projected, *passed = segment(*given, wanted=2 if self._activation is None and record is None else None)
             heads = projected.reshape(rows, count, 3, self.config.n_head, self.config.head_dim)
             mixed, weights = self._attention(heads, where, cache, record is not None)
             if record is not None and weights is not None:
                 unseen = mask.shape[-1] - weights.shape[-1]
-                record += [x.reshape(rows, count, -1), np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, unseen)))]
-            [x] = outer(x, mixed.reshape(rows * count, -1), middle)
+                x = passed[1] if self._activation is None else passed[0]
+                record += [x.reshape(rows, count, -1).copy(), np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, unseen)))]
+            given = [passed[0], mixed.reshape(rows * count, -1)]
+            if self._activation is not None:
+                given.append(to_numpy(self._activation(passed[1])))
+        [x] = self._last(*given)
         x = normalised(x, *self._norm, self.config.layer_norm_epsilon).reshape(rows, count, -1)
         if record is not None:
             record.append(x)
@@ -180,8 +178,10 @@ class LiteRTGPTJForCausalLM(Generative):
         self.generation_config = GenerationConfig.from_json_file(path) if path.is_file() else None
         self.shapes = Shapes(self.config)
         threads = threads or default_threads()
-        self.transformer = LiteRTTransformer(directory, self.config, threads)
-        self._head = Program(directory / HEAD, threads, ((-1, self.config.n_embd),), ((-1, self.config.vocab_size),))
+        with large_pages():
+            self.transformer = LiteRTTransformer(directory, self.config, threads)
+            outer = (-1, self.config.n_embd), (-1, self.config.vocab_size)
+            self._head = Program(directory / HEAD, threads, outer[:1], outer[1:])
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], *, threads: int | None = None) -> LiteRTGPTJForCausalLM:

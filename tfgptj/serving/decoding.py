@@ -13,13 +13,13 @@ from tfgptj.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from tfgptj.generation.parameters import DEFAULTS
 from tfgptj.generation.run import resolve_config
 from tfgptj.heads import TFGPTJForCausalLM
-from tfgptj.serving.requests import Caps, aligned_right, checked, of_each_row, within
+from tfgptj.serving.requests import Caps, Rows, aligned_right, checked, of_each_row, within
 from tfgptj.serving.streams import random_rows
 
 # Parameters that a graph cannot follow, or that have no meaning in one.
 NOT_SERVED = (
     *("max_length", "max_time", "stop_strings", "num_return_sequences", "guidance_scale", "penalty_alpha"),
-    *("prompt_lookup_num_tokens", "prefill_chunk_size", "return_dict_in_generate", "num_beams"),
+    *("prompt_lookup_num_tokens", "prefill_chunk_size", "return_dict_in_generate", "num_beam_groups"),
 )
 MAX_SEED = 2**63 - 1
 HIGHEST_TEMPERATURE = 1e6  # of what is colder than 1e-30, nothing is drawn
@@ -56,6 +56,10 @@ def served_config(
         if getattr(config, name) not in (None, False, DEFAULTS[name], []):
             hint = "set max_new_tokens" if name == "max_length" else f"leave it at {DEFAULTS[name]!r}"
             raise GenerationError(f"{name}={getattr(config, name)!r} cannot be served: {hint}")
+    if config.num_beams > 1 and config.samples:
+        raise GenerationError(
+            f"do_sample=True cannot be served with num_beams={config.num_beams}: set do_sample=False, or one beam"
+        )
     room = new_tokens(config)
     if room >= model.config.n_positions:
         raise GenerationError(
@@ -95,7 +99,7 @@ class Continuation:
 
     def __init__(self, model: TFGPTJForCausalLM, config: GenerationConfig, caps: Caps) -> None:
         self.model, self.config, self.caps = model, config, caps
-        self._names, self._numbers = row_chain(config)
+        self._names, self._numbers = self._chain()
         ids, row = tf.TensorSpec([None, None], "int32"), tf.TensorSpec([None], "int32")
         whole, real = row, tf.TensorSpec([None], "float32")
         sampling = Sampling(whole, real, whole, real, tf.TensorSpec([None], "int64"))
@@ -104,7 +108,7 @@ class Continuation:
     def __call__(self, ids: Any, lengths: Any, sampling: Sampling, what: str) -> Continued:
         """Continue rows of ids int32 [B, T], lengths int32 [B]; `what` is their name in messages."""
         sampling = self._checked(sampling, ids)
-        ids, lengths = self.caps.check_rows(ids, lengths, sampling.max_new_tokens, what)
+        ids, lengths = self.caps.check_rows(ids, lengths, sampling.max_new_tokens, what, self.config.num_beams)
         sampling = Sampling(*(checked(values, lambda: [ids]) for values in sampling))  # nothing begins before
         return Continued(*self._program(ids, lengths, sampling))
 
@@ -114,6 +118,9 @@ class Continuation:
         if self.config.pad_token_id is not None:
             return int(self.config.pad_token_id)
         return int(self.config.eos_token_ids[0]) if self.config.eos_token_ids else 0
+
+    def _chain(self) -> tuple[Names, Numbers]:
+        return row_chain(self.config)
 
     def _checked(self, sampling: Sampling, rows: Any) -> Sampling:
         given = Sampling(*(of_each_row(name, values, rows) for name, values in sampling._asdict().items()))
@@ -128,15 +135,19 @@ class Continuation:
     def _continued(self, ids: Any, lengths: Any, sampling: Sampling) -> Continued:
         sampling = Sampling(*sampling)
         room = tf.reduce_max(sampling.max_new_tokens)
-        ids, real = aligned_right(ids, lengths)
-        padding = tf.stack([[0, 0], tf.stack([0, room])])
-        ids, real = tf.pad(ids, padding, constant_values=self.pad_token), tf.pad(real, padding)
+        ids, real = self._with_room(ids, lengths, room)
         controls = self._controls(sampling, room)
         plan = loop.Plan(do_sample=True, processors=self._names)
         state = loop.prefill(self.model, plan, ids, real, controls)
         state = loop.decode(self.model, plan, state, room, controls)
-        new = checked(state.ids[:, tf.shape(ids)[1] - room :], lambda: _sound(state))
+        new = checked(state.ids[:, tf.shape(ids)[1] - room :], lambda: sound(state))
         return self._cut(new, tf.minimum(state.step, sampling.max_new_tokens), controls.eos)
+
+    def _with_room(self, ids: Any, lengths: Any, room: Any) -> Rows:
+        """Rows as generation has them, with so many slots behind: ids, and where they have tokens."""
+        ids, real = aligned_right(ids, lengths)
+        padding = tf.stack([[0, 0], tf.stack([0, room])])
+        return tf.pad(ids, padding, constant_values=self.pad_token), tf.pad(real, padding)
 
     def _controls(self, sampling: Sampling, room: Any) -> loop.Controls:
         drawn = tf.raw_ops.RandomUniformInt(
@@ -178,7 +189,7 @@ def row_chain(config: GenerationConfig) -> tuple[Names, Numbers]:
     return tuple(name for name, _ in chain), tuple(values for _, values in chain)
 
 
-def _sound(state: loop.State) -> list[Any]:
+def sound(state: loop.State) -> list[Any]:
     """That the model gave numbers, and left a token to choose."""
     return [
         tf.debugging.Assert(

@@ -52,7 +52,8 @@ def export_saved_model(
     are, `num_tokens` int32 [B], the end-of-text token included, and `finish_reason` string [B], "stop" or "length".
     `generate`: beside `prompt`, for each row `max_new_tokens` int32, `temperature` float32 (0 for the likeliest
     tokens), `top_k` int32 (0 for no cut), `top_p` float32 (1 for no cut) and `seed` int64 (-1 to draw anew), [B] each.
-    A row's text is the one that `generate` gives for it alone, with that seed.
+    A row's text is the one that `generate` gives for it alone, with that seed. Not with `num_beams`: then
+    `serving_default` and `tokens` give the best text of a search.
     `tokens`: `token_ids` int32 [B, T], filled up on the right, and `lengths` int32 [B] to `token_ids` int32 [B, M],
     `num_tokens` and `finish_reason`.
     `score`: `text` string [B] to `log_probabilities` float32 [B, T - 1] of its tokens but the first, `total` and

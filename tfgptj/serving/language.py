@@ -11,6 +11,7 @@ from tfgptj.generation.config import GenerationConfig
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.serving.decoding import Continuation, Sampling, fixed_sampling
 from tfgptj.serving.requests import Caps, checked, id_rows, numbers, of_each_row, texts
+from tfgptj.serving.searching import BeamContinuation
 from tfgptj.serving.text import Outputs, Signatures, TextRows, last_of, read
 
 
@@ -27,7 +28,7 @@ class LanguageSignatures:
         self, model: TFGPTJForCausalLM, config: GenerationConfig, caps: Caps, text: TextRows | None, seed: int | None
     ) -> None:
         self.model, self.config, self.caps, self.seed = model, config, caps, seed
-        self._continue = Continuation(model, config, caps)
+        self._continue = (BeamContinuation if config.num_beams > 1 else Continuation)(model, config, caps)
         self._text = text
 
     def signatures(self) -> Signatures:
@@ -39,13 +40,11 @@ class LanguageSignatures:
         }
         if self._text is None:
             return {"serving_default": found["tokens"], **found}
-        steered = [numbers(name, dtype) for name, dtype in zip(Sampling._fields, DTYPES, strict=True)]
-        return {
-            "serving_default": (self.default, (texts("prompt"),)),
-            "generate": (self.generate, (texts("prompt"), *steered)),
-            "score": (self.score, (texts("text"),)),
-            **found,
-        }
+        found |= {"serving_default": (self.default, (texts("prompt"),)), "score": (self.score, (texts("text"),))}
+        if self.config.num_beams == 1:  # a search has no numbers of each row's own
+            steered = [numbers(name, dtype) for name, dtype in zip(Sampling._fields, DTYPES, strict=True)]
+            found["generate"] = self.generate, (texts("prompt"), *steered)
+        return found
 
     def default(self, prompt: Any) -> Outputs:
         """Continue texts with the parameters of the export."""

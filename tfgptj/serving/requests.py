@@ -60,7 +60,7 @@ class Caps:
         sound = tf.reduce_all(given == replaced)
         return checked(given, lambda: [tf.debugging.assert_equal(sound, True, f"{name}: a text is not valid UTF-8")])
 
-    def check_rows(self, ids: Any, lengths: Any, new: Any = 0, what: str = "token_ids") -> Rows:
+    def check_rows(self, ids: Any, lengths: Any, new: Any = 0, what: str = "token_ids", beams: int = 1) -> Rows:
         """Token ids and their lengths.
 
         Args:
@@ -68,6 +68,7 @@ class Caps:
             lengths: int32 [B].
             new: int32 [B], tokens that will be added.
             what: the rows' name in messages.
+            beams: how many texts are written at once for each row.
 
         Returns:
             The ids without columns that no row needs, 0 where there is no token; and the lengths.
@@ -78,7 +79,7 @@ class Caps:
                 tf.shape(lengths)[0], tf.shape(ids)[0], f"{what}: lengths are of other rows"
             )
         with tf.control_dependencies([same]):
-            lengths = checked(lengths, lambda: self._lengths(ids, lengths, new, what))
+            lengths = checked(lengths, lambda: self._lengths(ids, lengths, new, what, beams))
         width = tf.reduce_max(lengths)
         ids = ids[:, :width]
         ids = tf.where(tf.range(width)[None] < lengths[:, None], ids, 0)
@@ -99,11 +100,13 @@ class Caps:
             tf.debugging.assert_less_equal(count, self.rows, f"a request has at most {self.rows:,} rows"),
         ]
 
-    def _lengths(self, ids: Any, lengths: Any, new: Any, what: str) -> list[Any]:
+    def _lengths(self, ids: Any, lengths: Any, new: Any, what: str, beams: int) -> list[Any]:
         limit, width = self.config.n_positions, tf.shape(ids)[1]
-        slots = tf.reduce_max(lengths) + tf.reduce_max(new)
         # In 64 bits, where nothing overflows.
-        total = tf.cast(tf.shape(ids)[0], "int64") * tf.cast(slots, "int64")
+        rows, longest, most = (
+            tf.cast(x, "int64") for x in (tf.shape(ids)[0], tf.reduce_max(lengths), tf.reduce_max(new))
+        )
+        total = rows * (longest + beams * most)
         return [
             tf.debugging.assert_positive(lengths, f"{what}: each row needs at least one token"),
             tf.debugging.assert_less_equal(lengths, width, f"{what}: a length is more than the columns that there are"),

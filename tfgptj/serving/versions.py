@@ -37,7 +37,7 @@ def new_version(directory: Path, version: int | None) -> Iterator[tuple[Path, Pa
     try:
         directory.mkdir(parents=True, exist_ok=True)
         remove_temporaries(directory)
-        target = directory / str(max(versions_in(directory), default=0) + 1 if version is None else version)
+        target = directory / str(next_version(directory) if version is None else version)
         if target.exists():
             raise CheckpointError(f"{target} exists already: give another version, or none for the next")
         with staging_directory(directory) as staging:
@@ -51,8 +51,15 @@ def new_version(directory: Path, version: int | None) -> Iterator[tuple[Path, Pa
         raise CheckpointError(f"{directory}: could not be written: {error.strerror or error}") from error
 
 
+def next_version(directory: Path) -> int:
+    """One more than the highest that there is."""
+    return max(versions_in(directory), default=0) + 1
+
+
 def versions_in(directory: Path) -> list[int]:
-    """The versions that a server would find."""
+    """The versions that a server would find, none where there is no directory."""
+    if not directory.is_dir():
+        return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
 

@@ -22,6 +22,7 @@ from tfgptj.training.tokens import Tokens, eos_of, kept_tokens, token_stream
 Dataset: TypeAlias = tf.data.Dataset
 
 SHUFFLE_BUFFER = 4096  # blocks or examples
+INFINITE = -1  # tf.data's cardinality of what does not end
 
 
 def language_modeling_dataset(
@@ -140,8 +141,11 @@ def block_dataset(
     Args:
         stream: gives the parts of the token stream of epoch 0, 1, …, always the same ones.
         shuffle_buffer: blocks that are shuffled at a time; 0 keeps their order.
-        block_size, batch_size, separate_documents, seed, epochs, drop_remainder, shard, start_step, returns: as for
-            `language_modeling_dataset`.
+        block_size, batch_size, separate_documents, seed, epochs, drop_remainder, shard, start_step: as for
+            :func:`language_modeling_dataset`.
+
+    Returns:
+        What that gives.
     """
 
     def epoch_batches(epoch: int) -> Iterator[Any]:
@@ -154,7 +158,8 @@ def block_dataset(
         for blocks in replayed(epoch_batches, epochs, start_step):
             yield model_batch(blocks, block_size, batch_size, separate_documents)
 
-    return as_dataset(batches, _signature(block_size, batch_size, separate_documents))
+    length = INFINITE if epochs is None else None
+    return as_dataset(batches, _signature(block_size, batch_size, separate_documents), length)
 
 
 def token_dataset(
@@ -174,8 +179,11 @@ def token_dataset(
 
     Args:
         tokens: the whole token stream.
-        block_size, batch_size, separate_documents, shuffle, seed, epochs, drop_remainder, shard, start_step, returns:
-            as for `language_modeling_dataset`.
+        block_size, batch_size, separate_documents, shuffle, seed, epochs, drop_remainder, shard, start_step: as for
+            :func:`language_modeling_dataset`.
+
+    Returns:
+        What that gives.
 
     Raises:
         InputError: if there are too few tokens, or `start_step` is behind the end.
@@ -201,7 +209,7 @@ def token_dataset(
                 blocks = [block_at(tokens, int(i), block_size) for i in order[begin : begin + batch_size]]
                 yield model_batch(blocks, block_size, batch_size, separate_documents)
 
-    length = None if epochs is None else steps * epochs - start_step
+    length = INFINITE if epochs is None else steps * epochs - start_step
     return as_dataset(batches, _signature(block_size, batch_size, separate_documents), length)
 
 
@@ -216,9 +224,16 @@ def as_dataset(batches: Callable[[], Iterator[Any]], signature: Any, length: int
     Args:
         batches: starts a pass.
         signature: dtype and shape of what is in a batch, each as `keras.InputSpec`.
-        length: number of batches, if known.
+        length: number of batches, `INFINITE` if there is no end, None if it is not known.
     """
-    signature = tf.nest.map_structure(lambda spec: tf.TensorSpec(spec.shape, spec.dtype), signature)
+
+    def tensor_spec(spec: Any) -> Any:
+        # Keras finds the end of data of unknown length in a step that fails. What of it depends on no data is computed
+        # all the same: with a batch size that the graph knows, that batch was counted in the mean of the loss.
+        shape = (None, *spec.shape[1:]) if length is None else spec.shape
+        return tf.TensorSpec(shape, spec.dtype)
+
+    signature = tf.nest.map_structure(tensor_spec, signature)
     dataset = Dataset.from_generator(batches, output_signature=signature)
     if length is not None:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))

@@ -13,7 +13,7 @@ from tfgptj import batching
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import InputError
 from tfgptj.tokenizer import GPTJTokenizer
-from tfgptj.training.data import SHUFFLE_BUFFER, Dataset, as_dataset, check_steps, replayed
+from tfgptj.training.data import INFINITE, SHUFFLE_BUFFER, Dataset, as_dataset, check_steps, replayed
 from tfgptj.training.packing import batched, shuffled
 from tfgptj.training.rows import Row, Rows, read_rows, text_of, value_of
 
@@ -216,16 +216,18 @@ def example_dataset(
         for batch, width in replayed(epoch_batches, epochs, start_step):
             yield _arrays(batch, width, labels)
 
-    length = None
+    length = INFINITE if epochs is None else None
     if count_batches:
-        length = sum(1 for _ in replayed(epoch_batches, 1, 0)) * (epochs or 0)
-        if epochs is not None and length <= start_step:
-            raise InputError(f"start_step={start_step} leaves nothing: there are {length} steps in all")
+        steps = sum(1 for _ in replayed(epoch_batches, 1, 0))
+        if epochs is not None:
+            length = steps * epochs - start_step
+            if length <= 0:
+                raise InputError(f"start_step={start_step} leaves nothing: there are {steps * epochs} steps in all")
     rows = batch_size if drop_remainder else None
     inputs = keras.InputSpec("int32", (rows, buckets[0] if len(buckets) == 1 else None))
     specs = {name: keras.InputSpec(dtype, (rows, *shape)) for name, (shape, dtype) in labels.items()}
     signature = {"input_ids": inputs, "attention_mask": inputs}, specs.get("", specs)
-    return as_dataset(batches, signature, length - start_step if length else None)
+    return as_dataset(batches, signature, length)
 
 
 def _groups(
