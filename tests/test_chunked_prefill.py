@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import assert_near, numbers
+from conftest import assert_near, foremost, numbers
 
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, ResourceLimitError
@@ -47,6 +47,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beams step by step": {"num_beams": 2, "logits_processor": lambda ids, scores: -scores},
     "contrastive step by step": {"penalty_alpha": 0.5, "top_k": 4, "logits_processor": lambda ids, scores: -scores},
 }
+STEPPED = [name for name in SEARCHES if name.endswith("step by step")]
+COMPILED = [name for name in SEARCHES if name not in STEPPED]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_each_step_equals_the_whole_text(model: TFGPTJForCausalLM, piece: int) -
 
 
 @pytest.mark.parametrize("side", MASKS)
-@pytest.mark.parametrize("search", [name for name in SEARCHES if not name.endswith("step by step")])
+@pytest.mark.parametrize("search", foremost(COMPILED, "greedy", "beams", "contrastive", "drafts"))
 def test_pieces_change_no_token(model: TFGPTJForCausalLM, search: str, side: str) -> None:
     def generate(**options: Any) -> np.ndarray:
         return model.generate(IDS, MASKS[side], max_new_tokens=8, **SEARCHES[search], **options)
@@ -76,7 +78,7 @@ def test_pieces_change_no_token(model: TFGPTJForCausalLM, search: str, side: str
         np.testing.assert_array_equal(generate(prefill_chunk_size=piece), expected)
 
 
-@pytest.mark.parametrize("search", [name for name in SEARCHES if name.endswith("step by step")])
+@pytest.mark.parametrize("search", foremost(STEPPED, "step by step", "beams step by step"))
 def test_pieces_change_no_token_step_by_step(model: TFGPTJForCausalLM, search: str) -> None:
     expected = model.generate(IDS, MASKS["right"], max_new_tokens=4, **SEARCHES[search])
     pieces = model.generate(IDS, MASKS["right"], max_new_tokens=4, prefill_chunk_size=3, **SEARCHES[search])

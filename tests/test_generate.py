@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import CONFIGS, Golden, elsewhere
+from conftest import CONFIGS, Golden, foremost
 
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
@@ -29,8 +29,8 @@ def model() -> TFGPTJForCausalLM:
     return TFGPTJForCausalLM(GPTJConfig(**shape, bos_token_id=1, eos_token_id=None, initializer_range=0.3))
 
 
-@pytest.mark.parametrize("golden", elsewhere(CONFIGS, "base", "odd_sizes", "rotary_none", "tied"), indirect=True)
-@pytest.mark.parametrize("jit", [False, True] if TENSORFLOW else [False])
+@pytest.mark.parametrize("golden", foremost(CONFIGS, "base", "odd_sizes", "rotary_none", "tied"), indirect=True)
+@pytest.mark.parametrize("jit", foremost([False, True], False))
 def test_greedy_equals_hugging_face(golden: Golden, jit: bool) -> None:
     model = golden.load(TFGPTJForCausalLM)
     model.config.eos_token_id = model.generation_config = None

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import FIXTURES, elsewhere, numbers
+from conftest import FIXTURES, foremost, numbers
 from keras import ops
 from test_models import IDS, config
 
@@ -127,7 +127,7 @@ def losses(model: Any, optimizer: Any, epochs: int, **options: Any) -> list[floa
 JIT: dict[str, Any] = {"not compiled": {}, "xla": {"jit_compile": True}}
 
 
-@pytest.mark.parametrize("jit", elsewhere(JIT, "not compiled"))
+@pytest.mark.parametrize("jit", foremost(JIT, "not compiled"))
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_bfloat16_model_learns_as_a_float32_one_does(name: str, jit: str) -> None:
     found = {}

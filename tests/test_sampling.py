@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import elsewhere
+from conftest import foremost
 from generation_goldens import arrays, cases, load
 
 from tfgptj.heads import TFGPTJForCausalLM
@@ -60,7 +60,7 @@ def test_probabilities_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -
     np.testing.assert_allclose(shares[rows], expected[rows], rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", elsewhere(CASES, "plain", "top_p", "guidance", "many", "pairs_with_eos"))
+@pytest.mark.parametrize("name", foremost(CASES, "plain", "top_p", "guidance", "many", "pairs_with_eos"))
 def test_draws_follow_the_distribution(model: TFGPTJForCausalLM, name: str) -> None:
     found, parameters = arrays("sampling"), CASES[name]["parameters"]
     joint = f"{name}/joint" in found

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import elsewhere
+from conftest import elsewhere, foremost
 from generation_goldens import arrays, cases, check_full, inputs_of, load, parameters_of
 
 from tfgptj.generation.config import GenerationConfig
@@ -70,7 +70,7 @@ def without_padding_as_text(name: str) -> bool:
     return name in OF_THE_BATCH or CASES[name].get("rows_alone", True)
 
 
-@pytest.mark.parametrize("name", elsewhere(filter(without_padding_as_text, CASES), *REPRESENTATIVE))
+@pytest.mark.parametrize("name", foremost(filter(without_padding_as_text, CASES), *REPRESENTATIVE))
 def test_ids_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
     sequences = model.generate(**inputs_of("strategies", name), **parameters_of(CASES[name]))
     np.testing.assert_array_equal(sequences, arrays("strategies")[f"{name}/sequences"])
