@@ -86,7 +86,7 @@ def _ctrl_c_is_heard() -> Iterator[None]:
 def _graphs_run_as_traced(request: pytest.FixtureRequest) -> Iterator[None]:
     """TensorFlow improves each graph before its first run, which takes a sixth of the tests' time.
 
-    Modules that compare whole models keep that, with `OPTIMIZED = True`; so do those in processes of their own.
+    Modules in which users' graphs are the subject keep that, with `OPTIMIZED = True`; so do processes of their own.
     """
     import keras
 

@@ -213,5 +213,5 @@ def test_two_tensors_at_most_are_in_memory(tmp_path: Path, monkeypatch: pytest.M
 def test_formats_that_the_command_line_offers() -> None:
     from tfgptj.cli import checkpoints
 
-    assert (*WRITTEN, "litert") == checkpoints.FORMATS
+    assert (*WRITTEN, "litert", "tflite") == checkpoints.FORMATS
     assert ("auto", *FORMATS) == checkpoints.WEIGHTS

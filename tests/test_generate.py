@@ -17,6 +17,8 @@ from tfgptj.generation.prompts import bucket
 from tfgptj.generation.strategies import new_run
 from tfgptj.heads import TFGPTJForCausalLM
 
+OPTIMIZED = True  # graphs run as they do for users: see conftest.py
+
 pytestmark = pytest.mark.core
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 PROMPT = np.array([[5, 9, 3], [8, 2, 4]], "int32")

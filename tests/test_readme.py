@@ -10,6 +10,8 @@ import pytest
 
 from tfgptj import cli
 
+OPTIMIZED = True  # graphs run as they do for users: see conftest.py
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 NOT_RUN = re.findall(r"^```python no-run\n(.*?)^```", README, re.DOTALL | re.MULTILINE)

@@ -22,6 +22,8 @@ from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.serving.export import export_saved_model
 from tfgptj.tokenizer import GPTJTokenizer
 
+OPTIMIZED = True  # graphs run as they do for users: see conftest.py
+
 TESTS = Path(__file__).parent
 PROMPTS = ["ROMEO:", "To be, or not to be", "JULIET:\nO", "MENENIUS:\nWhat — “é” 🎭"]
 NEW, COMMA = 14, ","

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import foremost
 from generation_goldens import arrays, cases, load, parameters_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from tfgptj.tokenizer import GPTJTokenizer
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 CASES = {case["name"]: case for case in cases("strategies") if case["name"].startswith(("lookup", "assisted"))}
-CORE = ("lookup_10_3", "lookup_bad_words", "assisted_heuristic_3", "assisted_confidence")
+REPRESENTATIVE = ("lookup_10_3", "lookup_bad_words", "assisted_heuristic_3", "assisted_confidence")
 LOOKUP = {"prompt_lookup_num_tokens": 5}
 TWICE = [5, 9, 30, 41, 8, 17, 5, 9, 30]  # what comes next stood before
 
@@ -55,6 +56,18 @@ def counter() -> TFGPTJForCausalLM:
     return taught(cycle(40))
 
 
+@pytest.fixture(scope="module")
+def assistant() -> TFGPTJForCausalLM:
+    """Another that counts."""
+    return taught(cycle(40))
+
+
+@pytest.fixture(scope="module")
+def wrong() -> TFGPTJForCausalLM:
+    """Counts downwards."""
+    return taught(cycle(40)[::-1])
+
+
 def details(model: TFGPTJForCausalLM, *args: Any, **options: Any) -> GenerationOutput:
     return model.generate(*args, return_dict_in_generate=True, **options)
 
@@ -74,7 +87,8 @@ def with_drafts(draft: TFGPTJForCausalLM, name: str) -> dict[str, Any]:
     return {**parameters_of(CASES[name]), "assistant_model": draft}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.core] * (name in CORE)) for name in CASES])
+@pytest.mark.core
+@pytest.mark.parametrize("name", foremost(CASES, *REPRESENTATIVE))
 def test_ids_and_steps_are_hugging_face_s(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str) -> None:
     found = arrays("strategies")
     inputs = (found[f"{name}/input_ids"], found[f"{name}/attention_mask"])
@@ -131,7 +145,7 @@ def same(model: TFGPTJForCausalLM, drafts: dict[str, Any], prompt: list[int], se
     return plain.shape == drafted.shape and bool((plain == drafted).all())
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", foremost(SETTINGS, "many processors", "guidance"))
 @pytest.mark.parametrize("assisted", [False, True])
 def test_drafts_change_no_token(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str, assisted: bool) -> None:
     draft.generation_config = None
@@ -213,8 +227,8 @@ def test_a_text_may_fill_all_positions(counter: TFGPTJForCausalLM) -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "heuristic", "heuristic_transient"])
 @pytest.mark.parametrize("right", [True, False])
-def test_schedules(counter: TFGPTJForCausalLM, schedule: str, right: bool) -> None:
-    assistant = counter if right else taught(cycle(40)[::-1])
+def test_schedules(counter: TFGPTJForCausalLM, wrong: TFGPTJForCausalLM, schedule: str, right: bool) -> None:
+    assistant = counter if right else wrong
     options = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": schedule}
     output = details(
         counter, [[3]], max_new_tokens=60, assistant_model=assistant, assistant_confidence_threshold=0.0, **options
@@ -231,8 +245,8 @@ def test_schedules(counter: TFGPTJForCausalLM, schedule: str, right: bool) -> No
     assert (output.model_steps, output.draft_steps) == (steps, drafted)
 
 
-def test_an_unsure_draft_model_stops_early(counter: TFGPTJForCausalLM) -> None:
-    sure, unsure = taught(cycle(40)), taught(cycle(40))
+def test_an_unsure_draft_model_stops_early(counter: TFGPTJForCausalLM, assistant: TFGPTJForCausalLM) -> None:
+    sure, unsure = assistant, taught(cycle(40))
     teach(unsure, cycle(40), sharpness=0.01)  # as good, but the probabilities are all nearly the same
     steps = {}
     for name, assistant in (("sure", sure), ("unsure", unsure)):
@@ -455,8 +469,7 @@ def test_time_counts_for_all_rows_together(model: TFGPTJForCausalLM, monkeypatch
     assert ids.shape[1] > len(TWICE) + 1  # the first row had more time
 
 
-def test_the_call_the_configuration_and_the_assistant(counter: TFGPTJForCausalLM) -> None:
-    assistant = taught(cycle(40))
+def test_the_call_the_configuration_and_the_assistant(counter: TFGPTJForCausalLM, assistant: TFGPTJForCausalLM) -> None:
     assistant.generation_config = GenerationConfig(num_assistant_tokens=3, assistant_confidence_threshold=0.0)
 
     def steps(*config: GenerationConfig, **options: Any) -> int | None:
@@ -475,9 +488,11 @@ def test_the_call_the_configuration_and_the_assistant(counter: TFGPTJForCausalLM
     assert assistant.generation_config is None  # nothing is kept from call to call
 
 
-def test_another_assistant_is_asked_after_the_first(counter: TFGPTJForCausalLM) -> None:
-    for successors, steps in ((cycle(40), 3), (cycle(40)[::-1], 21), (cycle(40), 3)):
-        output = details(counter, [[1]], max_new_tokens=21, assistant_model=taught(successors), num_assistant_tokens=9)
+def test_another_assistant_is_asked_after_the_first(
+    counter: TFGPTJForCausalLM, assistant: TFGPTJForCausalLM, wrong: TFGPTJForCausalLM
+) -> None:
+    for each, steps in ((assistant, 3), (wrong, 21), (assistant, 3)):
+        output = details(counter, [[1]], max_new_tokens=21, assistant_model=each, num_assistant_tokens=9)
         assert output.model_steps == steps
 
 
