@@ -70,6 +70,12 @@ def test_no_name_stands_for_two_weights(layout: str) -> None:
         assert all(canonical_name(f"transformer{'.' if layout == 'torch' else '/'}{name}") == name for name in names)
 
 
+def test_a_tied_head_has_its_bias_alone() -> None:
+    config = GPTJConfig.from_dict(TINY.to_dict(), tie_word_embeddings=True)
+    [entry] = [entry for entry in plan(config, "causal_lm") if entry.in_head]
+    assert entry.names == {"torch": "lm_head.bias", "tensorflow": "lm_head/bias:0", "flax": "lm_head/bias"}
+
+
 def test_names_in_other_frameworks() -> None:
     entry = next(entry for entry in plan(TINY, "causal_lm") if entry.variable == "blocks.1.mlp.fc_in.kernel")
     assert entry.names == {
