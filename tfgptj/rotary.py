@@ -66,7 +66,7 @@ def apply_rotary(x: Any, sin: Any, cos: Any, training: bool | None = None) -> An
         x: float [B, T, N, H], queries or keys.
         sin, cos: float32 [B, T, 1, R] from :class:`RotaryEmbedding`.
         training: whether gradients by x will be asked for. On TensorFlow none goes to the angles then, and x's is
-            turned back by them, in a quarter of the time that the gradients of slices and sums take.
+            turned back by them, in about a third of the time that the gradients of slices and sums take.
 
     Returns:
         float [B, T, N, H], of x's dtype.

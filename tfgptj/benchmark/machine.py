@@ -15,8 +15,8 @@ from keras import ops
 
 from tfgptj import __version__
 from tfgptj.errors import ResourceLimitError
+from tfgptj.generation.compiling import to_numpy
 from tfgptj.generation.memory import available_memory
-from tfgptj.generation.run import to_numpy
 
 CPUINFO = Path("/proc/cpuinfo")
 

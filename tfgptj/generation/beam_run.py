@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 
 from tfgptj.generation import beam_stepping, beams, memory, stepping
+from tfgptj.generation.compiling import to_numpy
 from tfgptj.generation.hypotheses import Rules
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.generation.run import Run
-from tfgptj.generation.stepping import to_numpy
 from tfgptj.generation.stopping import BranchEnds
 
 

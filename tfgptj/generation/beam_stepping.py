@@ -16,9 +16,10 @@ from keras import ops
 
 from tfgptj.generation import beams, hypotheses
 from tfgptj.generation.chain import ON_THE_HOST, Names, Numbers, process
+from tfgptj.generation.compiling import to_numpy
 from tfgptj.generation.hypotheses import Beams, Rules, Step, of_all, of_group
 from tfgptj.generation.loop import Controls, Plan, State
-from tfgptj.generation.stepping import Stepper, texts_of, to_numpy, whole
+from tfgptj.generation.stepping import Stepper, texts_of, whole
 from tfgptj.generation.stopping import BranchEnds
 from tfgptj.heads import TFGPTJForCausalLM
 

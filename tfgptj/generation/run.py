@@ -15,13 +15,12 @@ from tfgptj.errors import GenerationError, NonFiniteLogitsError
 from tfgptj.generation import caches, loop, memory, prefix_cache, prompts, reading, stepping
 from tfgptj.generation.casting import cast_bytes
 from tfgptj.generation.chain import build_chain
-from tfgptj.generation.compiling import Compiled, runs_itself
+from tfgptj.generation.compiling import Compiled, runs_itself, to_numpy
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.functions import Functions
 from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.prompts import Rows
 from tfgptj.generation.results import GenerationOutput, Records
-from tfgptj.generation.stepping import to_numpy
 from tfgptj.generation.stopping import Criterion, Ends, check_stops
 from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.tokenizer import GPTJTokenizer

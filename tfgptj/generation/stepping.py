@@ -15,8 +15,7 @@ from keras import ops
 from tfgptj.config import GPTJConfig
 from tfgptj.generation import loop
 from tfgptj.generation.chain import ON_THE_HOST, Names, Numbers, cut_chain, process
-from tfgptj.generation.compiling import library_of
-from tfgptj.generation.compiling import to_numpy as to_numpy
+from tfgptj.generation.compiling import library_of, to_numpy
 from tfgptj.generation.functions import Functions
 from tfgptj.generation.results import Records
 from tfgptj.heads import TFGPTJForCausalLM

@@ -16,8 +16,9 @@ from tfgptj.activations import activation_layer
 from tfgptj.checkpoints.safetensors import SafetensorsFile
 from tfgptj.config import GPTJConfig
 from tfgptj.errors import ConfigError
+from tfgptj.generation.compiling import to_numpy
 from tfgptj.generation.config import GenerationConfig
-from tfgptj.generation.stepping import Shapes, to_numpy
+from tfgptj.generation.stepping import Shapes
 from tfgptj.generative import Generative
 from tfgptj.litert.attention import Attention, Cache, normalised, places
 from tfgptj.litert.blocks import GELUS, segment_shapes

@@ -12,7 +12,7 @@ import numpy as np
 from tfgptj import batching
 from tfgptj.base import GPTJBase
 from tfgptj.errors import InputError, InputTypeError
-from tfgptj.generation.stepping import to_numpy
+from tfgptj.generation.compiling import to_numpy
 from tfgptj.tokenizer import GPTJTokenizer
 
 # The model that comes with the package, for the tasks that it can do.
