@@ -26,6 +26,9 @@ MAX_JSON_VALUES = 2**19
 # What lies beside the weights, tokenizers above all: the largest vocabularies make files of some 30 MB.
 MAX_DOCUMENT_BYTES = 64 * 2**20
 
+# A text to calibrate with: 4,096 of its 4 million tokens are taken, which lie in memory as a list until then.
+MAX_CALIBRATION_BYTES = 16 * 2**20
+
 # NumPy's own limits: on the dimensions of an array, and on its bytes, which it counts in 63 bits.
 MAX_DIMENSIONS = 64
 MAX_TENSOR_BYTES = 2**63 - 1

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfgptj.cli.common import amount
+from tfgptj.cli.common import amount, start_keras
 from tfgptj.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,14 +22,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 BITS, BLOCK_SIZES = (4, 8, 32), (0, 32, 64, 128)
 
 # Flags of `convert` for some formats alone.
-OF_CHECKPOINTS, OF_LITERT, OF_ONE_FILE = (
+OF_CHECKPOINTS, OF_FEW_BITS, OF_LITERT, OF_ONE_FILE = (
     ("dtype", "max_shard_size"),
     ("bits", "block_size", "keep_head_bits"),
+    ("calibration",),
     ("positions",),
 )
 REFUSED = {
-    **dict.fromkeys(("safetensors", "h5", "msgpack"), (*OF_LITERT, *OF_ONE_FILE)),
-    **{"litert": (*OF_CHECKPOINTS, *OF_ONE_FILE), "tflite": OF_CHECKPOINTS},
+    **dict.fromkeys(("safetensors", "h5", "msgpack"), (*OF_FEW_BITS, *OF_LITERT, *OF_ONE_FILE)),
+    **{"litert": (*OF_CHECKPOINTS, *OF_ONE_FILE), "tflite": (*OF_CHECKPOINTS, *OF_LITERT)},
 }
 
 
@@ -77,7 +78,11 @@ def convert(args: argparse.Namespace) -> None:
         if args.format == "litert":
             from tfgptj.litert.convert import convert as convert_to_litert
 
-            convert_to_litert(args.source, args.destination, progress=progress, **bits, **common)
+            if args.calibration is not None:
+                start_keras(args.debug)
+            convert_to_litert(
+                args.source, args.destination, calibration=args.calibration, progress=progress, **bits, **common
+            )
         elif args.format == "tflite":
             from tfgptj.litert.single_file import convert_to_file
 
@@ -151,6 +156,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="with 4 bits, numbers that share a scale; default: 32; 0: all of an output's",
     )
     add("--keep-head-bits", type=int, choices=BITS, help="of the LM head's matrix; default: 8")
+    add("--calibration", metavar="FILE", help="of litert: a text such as the model will read, to round the matrices for")
     add("--positions", type=int, metavar="N", help="of tflite: tokens of a text at most; default: the model's")
     _add_reading(parser)
 

@@ -89,8 +89,7 @@ class Attention:
         Returns:
             float32 [B, T, N, H], and the attention weights [B, N, T, stop] if they are recorded.
         """
-        turn(projected[:, :, :2], where.sin[:, :, None], where.cos[:, :, None])
-        query, key, value = projected.transpose(2, 0, 3, 1, 4)  # [B, N, T, H] each
+        query, key, value = turned(projected, where)
         query = query * self._scale
         for slots, new in zip(cache, (key, value), strict=True):
             slots[:, :, where.slot : where.stop] = new
@@ -105,6 +104,13 @@ class Attention:
         found = list(self._pool.map(attended, *parts, [where.bias] * self._threads))
         mixed, weights = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
         return mixed.swapaxes(1, 2), weights
+
+
+def turned(projected: np.ndarray, where: Places) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, keys and values [B, N, T, H] each of [B, T, 3, N, H], in which queries and keys are rotated in place."""
+    turn(projected[:, :, :2], where.sin[:, :, None], where.cos[:, :, None])
+    query, key, value = projected.transpose(2, 0, 3, 1, 4)
+    return query, key, value
 
 
 def turn(x: np.ndarray, sin: np.ndarray, cos: np.ndarray) -> None:

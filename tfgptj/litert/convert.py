@@ -7,17 +7,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfgptj.checkpoints.convert import stored_weights
 from tfgptj.checkpoints.directory import DOCUMENTS, LITERT, TOKENIZER_FILES, is_converted
 from tfgptj.checkpoints.safetensors import write_safetensors
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from tfgptj.checkpoints.write import Progress
-from tfgptj.errors import CheckpointError
+from tfgptj.config import GPTJConfig
+from tfgptj.errors import CheckpointError, ConfigError
 from tfgptj.files import exchange, json_bytes, replaced_file, staging_directory, sync_directory
 from tfgptj.litert import blocks
 from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, segment_files
 from tfgptj.litert.quantization import quantized
 from tfgptj.litert.weights import Precision, WeightReader
+from tfgptj.tokenizer import GPTJTokenizer
 
 
 def convert(
@@ -27,6 +31,7 @@ def convert(
     bits: int = 8,
     block_size: int | None = None,
     head_bits: int | None = None,
+    calibration: str | os.PathLike[str] | None = None,
     weights: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -43,6 +48,8 @@ def convert(
         block_size: with 4 bits, inputs that share a scale: 32, 64, 128; or 0 for one scale for each output, which reads
             prompts faster and is less accurate. None for 32.
         head_bits: of the LM head's matrix; None for 8, or 32 where `bits` is.
+        calibration: a text in UTF-8, such as the model will read: the matrices are rounded so that what they make of it
+            changes least, see :mod:`tfgptj.litert.calibration`. None to round each number for itself.
         weights: which files to read, where there are several formats.
         overwrite: replace a converted model in `destination` in one step; without this there must be nothing.
         progress: called with the bytes that are read and those that there will be.
@@ -52,19 +59,24 @@ def convert(
         CheckpointError: if the source cannot be read, holds no language model, or NaN, or the destination not written.
         CheckpointFormatError, CheckpointMismatchError: if the source is damaged, or not what its configuration says.
         ConfigError: for numbers of bits that there are not, or that the model's sizes do not allow.
+        InputError: if the text to calibrate with cannot be read, or is too short.
+        TokenizerError: if the source has no tokenizer to read it with.
     """
     destination = Path(destination).resolve() if overwrite else Path(destination)
     replacing = _is_replaced(destination, overwrite)
     precision = Precision.of(bits, block_size, head_bits)
+    if calibration is not None and precision.bits == 32:
+        raise ConfigError("calibration belongs to 8 or 4 bits; with 32 nothing is rounded")
     with stored_weights(source, weights, **hub_options) as stored:
         precision.check(stored.config)
         reader = WeightReader(stored, progress or (lambda done, total: None))
+        pieces = None if calibration is None else _pieces(source, calibration, stored.config, hub_options)
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
             with staging_directory(destination.parent) as staging:
                 directory = staging / "model"
                 directory.mkdir()
-                _Conversion(reader, directory, precision).run()
+                _Conversion(reader, directory, precision, pieces).run()
                 if replacing:
                     exchange(directory, destination)
                 else:
@@ -93,12 +105,28 @@ def _is_replaced(destination: Path, overwrite: bool) -> bool:
     return True
 
 
+def _pieces(
+    source: str | os.PathLike[str], calibration: str | os.PathLike[str], config: GPTJConfig, hub_options: dict[str, Any]
+) -> np.ndarray:
+    """Pieces of the text to calibrate with, int [B, T]."""
+    from tfgptj.litert.calibration import read_pieces  # needs Keras, which is slow to import
+
+    return read_pieces(calibration, GPTJTokenizer.from_pretrained(source, **hub_options), config)
+
+
 class _Conversion:
     """One conversion into an empty directory."""
 
-    def __init__(self, reader: WeightReader, directory: Path, precision: Precision) -> None:
+    def __init__(
+        self, reader: WeightReader, directory: Path, precision: Precision, pieces: np.ndarray | None = None
+    ) -> None:
         self.reader, self.config, self.directory = reader, reader.config, directory
         self.precision = precision
+        self.calibration, self.tokens = None, 0
+        if pieces is not None:
+            from tfgptj.litert.calibration import Calibration
+
+            self.calibration, self.tokens = Calibration(reader, pieces, precision), pieces.size
 
     def run(self) -> None:
         """Write all files, the one that tells of the others at the end."""
@@ -108,7 +136,7 @@ class _Conversion:
         self._write_outside()
         self._write_head()
         files = {path.name: _facts(path) for path in sorted(self.directory.iterdir())}
-        layout = Layout(*self.precision, files)
+        layout = Layout(*self.precision, files, self.tokens)
         config = {**self.config.to_dict(), "architectures": ["GPTJForCausalLM"]}
         documents = self.reader.stored.documents
         contents = {"config.json": json_bytes(config), **documents, LITERT: json_bytes(layout.fields())}
@@ -119,10 +147,15 @@ class _Conversion:
     def _write_segments(self) -> None:
         before = None
         for layer, name in enumerate(segment_files(self.config.n_layer)):
-            after = self.reader.block(layer, self.precision) if layer < self.config.n_layer else None
+            after = self._block(layer) if layer < self.config.n_layer else None
             graph, outputs = blocks.segment_graph(self.config, before, after)
             graph.write(self.directory / name, outputs)
             before = after
+
+    def _block(self, layer: int) -> blocks.Block:
+        if self.calibration is None:
+            return self.reader.block(layer, self.precision)
+        return self.calibration.block(*self.reader.kernels(layer))
 
     def _write_outside(self) -> None:
         """What is looked up and normalised outside of the graphs; the embedding in the dtype that it is stored in."""
@@ -139,7 +172,11 @@ class _Conversion:
 
     def _write_head(self) -> None:
         kernel, bias = self.reader.head()
-        graph, outputs = blocks.head_graph(self.config, quantized(kernel, self.precision.head_bits), bias)
+        if self.calibration is None:
+            matrix = quantized(kernel, self.precision.head_bits)
+        else:
+            matrix = self.calibration.head(kernel, *self.reader.floats(["ln_f.gamma", "ln_f.beta"]))
+        graph, outputs = blocks.head_graph(self.config, matrix, bias)
         graph.write(self.directory / HEAD, outputs)
 
 

@@ -30,18 +30,21 @@ class Layout:
         block_size: inputs that share a scale; None for one scale for each output.
         head_bits: of the head's matrix.
         files: bytes and SHA-256 of each file.
+        calibration_tokens: of the text that the matrices were rounded for; 0 if there was none.
     """
 
     bits: int
     block_size: int | None
     head_bits: int
     files: dict[str, dict[str, Any]]
+    calibration_tokens: int = 0
 
     @property
     def description(self) -> str:
         """The numbers of bits, for people."""
         blocks = f" in blocks of {self.block_size}" if self.block_size else ""
-        return f"{self.bits} bits{blocks}, the head {self.head_bits} bits"
+        calibrated = f", calibrated with {self.calibration_tokens:,} tokens" if self.calibration_tokens else ""
+        return f"{self.bits} bits{blocks}, the head {self.head_bits} bits{calibrated}"
 
     def fields(self) -> dict[str, Any]:
         """As JSON holds them."""
@@ -113,4 +116,7 @@ def _parsed(path: Path) -> Layout:
         raise CheckpointFormatError(f"{path}: lacks bits, head_bits or files: convert the checkpoint again")
     if block_size is not None and block_size not in BLOCK_SIZES:
         raise CheckpointFormatError(f"{path}: block_size must be null or one of {BLOCK_SIZES}, got {block_size!r:.80}")
-    return Layout(fields["bits"], block_size, fields["head_bits"], files)
+    tokens = fields.get("calibration_tokens", 0)  # files of earlier versions have none
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+        raise CheckpointFormatError(f"{path}: calibration_tokens must be a number of tokens, got {tokens!r:.80}")
+    return Layout(fields["bits"], block_size, fields["head_bits"], files, tokens)

@@ -15,7 +15,7 @@ from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, ConfigError
 from tfgptj.litert import blocks
 from tfgptj.litert.layout import BITS, BLOCK_SIZES
-from tfgptj.litert.quantization import Matrix, quantized
+from tfgptj.litert.quantization import quantized
 
 
 class Precision(NamedTuple):
@@ -81,17 +81,21 @@ class WeightReader:
             precision: of the matrices.
             arranged: what becomes of the kernels of queries, keys and values, by their letters.
         """
+        kernels, vectors = self.kernels(layer, arranged)
+        matrices = {name: quantized(kernels.pop(name), precision.bits, precision.block_size) for name in [*kernels]}
+        return blocks.Block(matrices, vectors)
+
+    def kernels(
+        self, layer: int, arranged: Callable[[str, np.ndarray], np.ndarray] = lambda name, x: x
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The matrices of a block in float32, and its vectors."""
         names = [f"blocks.{layer}.{name}" for name in blocks.WEIGHTS]
         found = dict(zip(blocks.WEIGHTS, self.floats(names), strict=True))
-
-        def pack(matrix: np.ndarray) -> Matrix:
-            return quantized(matrix, precision.bits, precision.block_size)
-
         qkv = np.concatenate([arranged(letter, found.pop(f"attn.{letter}_proj.kernel")) for letter in "qkv"])
-        matrices = {"qkv": pack(qkv)}
+        kernels = {"qkv": qkv}
         for home, name in (("mlp", "fc_in"), ("attn", "out_proj"), ("mlp", "fc_out")):
-            matrices[name] = pack(found.pop(f"{home}.{name}.kernel"))
-        return blocks.Block(matrices, found)
+            kernels[name] = found.pop(f"{home}.{name}.kernel")
+        return kernels, found
 
     def head(self) -> Iterator[np.ndarray]:
         """The kernel [V, D] and the bias of the LM head."""
