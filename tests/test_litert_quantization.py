@@ -10,7 +10,7 @@ import pytest
 
 from tfgptj.litert.engine import Program
 from tfgptj.litert.graph import Graph
-from tfgptj.litert.quantization import quantized
+from tfgptj.litert.quantization import input_factors, quantized
 
 KINDS = [(8, None), (4, None), (4, 32), (4, 64)]
 
@@ -87,3 +87,83 @@ def test_the_kernels_multiply_with_what_the_matrix_stands_for(
     np.testing.assert_allclose(found, x @ matrix.floats().T + bias, rtol=1e-5, atol=2e-2)
     [one] = program(x[:1])
     np.testing.assert_allclose(one, found[:1], rtol=1e-5, atol=1e-3)
+
+
+# For inputs that are known
+
+
+def inputs_that_go_together(width: int, rank: int = 24) -> np.ndarray:
+    """Of a few sources, as what goes through a model is; and of unequal sizes."""
+    rng = np.random.default_rng(4)
+    mixed = rng.standard_normal((512, rank)) @ rng.standard_normal((rank, width))
+    return ((mixed + 0.3 * rng.standard_normal(mixed.shape)) * rng.uniform(0.2, 3, width)).astype("float32")
+
+
+@pytest.mark.parametrize("group", [128, 64])
+def test_factors_are_those_of_the_squares(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfgptj.litert.quantization._GROUP", group)
+    inputs = inputs_that_go_together(128)
+    for i, factor in enumerate(input_factors(inputs)):
+        part = inputs[:, i * group : (i + 1) * group].astype("float64")
+        squares = part.T @ part / 512
+        squares += (0.01 + 0.1 * group / 512) * np.trace(squares) / group * np.eye(group)
+        np.testing.assert_allclose(factor @ factor.T, squares, rtol=1e-3, atol=1e-4 * squares.max())
+        assert not np.tril(factor, -1).any()
+
+
+def as_published(matrix: np.ndarray, squares: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    """GPTQ's integers for scales [out, in]: after each column the others are moved by the inverse of the squares."""
+    upper = np.linalg.cholesky(np.linalg.inv(squares)).T
+    left, integers = matrix.astype("float64"), np.empty(matrix.shape)
+    top = 2 ** (bits - 1) - 1
+    for i in range(len(squares)):
+        integers[:, i] = np.clip(np.rint(left[:, i] / scales[:, i]), -8 if bits == 4 else -top, top)
+        error = (left[:, i] - integers[:, i] * scales[:, i]) / upper[i, i]
+        left[:, i:] -= np.outer(error, upper[i, i:])
+    return integers
+
+
+@pytest.mark.parametrize(("bits", "block_size"), KINDS)
+def test_integers_are_those_of_the_published_algorithm(bits: int, block_size: int | None) -> None:
+    matrix, [factor] = random_matrix(), input_factors(inputs_that_go_together(128))
+    found = quantized(matrix, bits, block_size, [factor])
+    squares = factor.astype("float64") @ factor.T
+    expected = as_published(matrix, squares, np.repeat(found.scales, block_size or 128, axis=1), bits)
+    assert np.mean(found.values == expected) > 0.995  # in float64 a few fall to the other side of a half
+
+
+@pytest.mark.parametrize(("bits", "block_size"), KINDS)
+def test_products_with_such_inputs_err_less(bits: int, block_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, inputs = random_matrix(), inputs_that_go_together(128)
+
+    def error(factors: list[np.ndarray] | None) -> float:
+        return float(np.square(inputs @ (quantized(matrix, bits, block_size, factors).floats() - matrix).T).mean())
+
+    plain, whole = error(None), error(input_factors(inputs))
+    monkeypatch.setattr("tfgptj.litert.quantization._GROUP", 64)
+    assert whole < 0.5 * plain and whole < error(input_factors(inputs)) < 0.8 * plain
+
+
+def test_the_scale_is_nearly_the_best_that_there_is_for_inputs_of_unequal_sizes() -> None:
+    """Inputs that never come together make up for nothing: the scale alone counts, and all of them can be tried."""
+    sizes = np.where(np.arange(32) % 8 == 0, 0.05, 1.0)
+    matrix = np.where(sizes < 1, 3.0, 0.7) * np.random.default_rng(5).uniform(-1, 1, (64, 32))
+    inputs = np.diag(sizes).astype("float32")
+    weights = sizes**2 / 32 + (0.01 + 0.1) * np.mean(sizes**2 / 32)
+
+    def errors(values: np.ndarray) -> np.ndarray:
+        return np.square(values - matrix) @ weights
+
+    scales = np.geomspace(0.02, 0.6, 500).astype(ml_dtypes.bfloat16).astype("float64")[:, None, None]
+    best = errors(np.clip(np.rint(matrix / scales), -8, 7) * scales).min(axis=0)
+    found = errors(quantized(matrix, 4, 32, input_factors(inputs)).floats())
+    assert (found >= best * 0.999).all() and found.mean() < 1.1 * best.mean()
+    assert errors(quantized(matrix, 4, 32).floats()).mean() > 1.25 * best.mean()
+
+
+@pytest.mark.parametrize(("bits", "block_size"), [*KINDS, (32, None)])
+def test_inputs_of_zeros_tell_nothing(bits: int, block_size: int | None) -> None:
+    matrix, factors = random_matrix(), input_factors(np.zeros((8, 128), "float32"))
+    found, plain = (quantized(matrix, bits, block_size, known) for known in (factors, None))
+    np.testing.assert_allclose(found.scales, plain.scales, rtol=1e-6)
+    assert np.square(found.floats() - matrix).sum() <= np.square(plain.floats() - matrix).sum()

@@ -156,7 +156,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="with 4 bits, numbers that share a scale; default: 32; 0: all of an output's",
     )
     add("--keep-head-bits", type=int, choices=BITS, help="of the LM head's matrix; default: 8")
-    add("--calibration", metavar="FILE", help="of litert: a text such as the model will read, to round the matrices for")
+    add("--calibration", metavar="FILE", help="of litert: a text such as the model will read, to round for")
     add("--positions", type=int, metavar="N", help="of tflite: tokens of a text at most; default: the model's")
     _add_reading(parser)
 

@@ -38,7 +38,7 @@ def read_pieces(path: str | os.PathLike[str], tokenizer: GPTJTokenizer, config: 
         config: of the model.
 
     Raises:
-        InputError: if it cannot be read, is no text in UTF-8, too long or too short, or the tokenizer is another model's.
+        InputError: if it cannot be read, is no text in UTF-8, too long or too short, or the tokenizer another model's.
     """
     path = Path(path)
     try:
@@ -72,12 +72,15 @@ class Calibration:
         reader: of the checkpoint.
         pieces: of the text, int [B, T].
         precision: of the matrices.
+
+    Attributes:
+        hidden: what the next block is given, float32 [K, D].
     """
 
     def __init__(self, reader: WeightReader, pieces: np.ndarray, precision: Precision) -> None:
         self.config, self.precision = reader.config, precision
         [embeddings] = reader.floats(["embedding.wte.embeddings"])
-        self._x = embeddings[pieces.reshape(-1)]  # [K, D]
+        self.hidden = embeddings[pieces.reshape(-1)]
         self._shape = pieces.shape
         self._activation = activation_layer(self.config.activation_function)
         positions = np.arange(pieces.shape[1])[None]
@@ -105,9 +108,9 @@ class Calibration:
         middle += vectors["mlp.fc_in.bias"]
         for rows in self._rows():
             middle[rows] = to_numpy(self._activation(middle[rows]))
-        self._x += product("out_proj", mixed, input_factors(mixed))
-        self._x += product("fc_out", middle, input_factors(middle))
-        self._x += vectors["mlp.fc_out.bias"]
+        self.hidden += product("out_proj", mixed, input_factors(mixed))
+        self.hidden += product("fc_out", middle, input_factors(middle))
+        self.hidden += vectors["mlp.fc_out.bias"]
         return Block(matrices, vectors)
 
     def head(self, kernel: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> Matrix:
@@ -118,7 +121,7 @@ class Calibration:
         return quantized(kernel, self.precision.bits, self.precision.block_size, factors)
 
     def _normalised(self, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
-        return normalised(self._x, gamma, beta, self.config.layer_norm_epsilon)
+        return normalised(self.hidden, gamma, beta, self.config.layer_norm_epsilon)
 
     def _rows(self) -> Iterator[slice]:
         """The tokens of each piece among those of all."""
@@ -127,7 +130,7 @@ class Calibration:
 
     def _mixed(self, projected: np.ndarray) -> np.ndarray:
         """Of queries, keys and values [K, 3 D], which are overwritten, the mixed values [K, D]."""
-        mixed = np.empty_like(self._x)
+        mixed = np.empty_like(self.hidden)
         for rows in self._rows():
             heads = projected[rows].reshape(1, -1, 3, self.config.n_head, self.config.head_dim)
             query, key, value = turned(heads, self._where)

@@ -3,9 +3,9 @@
 A scale is searched that leaves the least squared error, which at 4 bits cuts off the largest numbers of a block rather
 than round all others more coarsely; then it is fitted to the integers that it made. At run time nothing of that shows.
 
-Where it is known what a matrix will be multiplied with, its columns are rounded one after the other, and what one is off
-by is made up for by those behind it, as far as their inputs go together: the error of the products is least, not that
-of the weights.
+Where it is known what a matrix will be multiplied with, its columns are rounded one after the other, and what one of
+them is off by is made up for by those behind it, as far as their inputs go together: what is small is then the error of
+the products, not that of the weights.
 
 Source: GPTQ (arXiv 2210.17323), in the form of LDLQ (arXiv 2307.13304).
 """
@@ -32,10 +32,11 @@ _TINY = np.finfo("float32").tiny
 _CHUNK = 2**17
 _THREADS = 2
 
-# Inputs that make up for each other. All of 16,384 would take minutes for one matrix.
-_GROUP = 4096
-# What is added to their squares, as a share of these: more than a short text tells by chance.
-_DAMPING = 0.01
+# Inputs that make up for each other. More are better by little, and take longer by as much as they are more.
+_GROUP = 2048
+# What is added to the squares of inputs, as a share of their mean: always, and times inputs by samples, since what few
+# of these have in common is chance.
+_DAMPING, _DAMPING_FOR_CHANCE = 0.01, 0.1
 # Columns without a scale in common, which pass on their errors one by one; those behind them take all at once.
 _STEP = 32
 # Outputs that a thread rounds at once.
@@ -79,8 +80,9 @@ def input_factors(inputs: np.ndarray) -> list[np.ndarray]:
     for start in range(0, inputs.shape[1], _GROUP):
         part = inputs[:, start : start + _GROUP]
         squares = part.T @ part / np.float32(len(part))
-        mean = float(squares.diagonal().mean())
-        squares[np.diag_indices_from(squares)] += _DAMPING * mean if mean > 0 else 1.0
+        mean = float(squares.diagonal().mean()) or 1.0
+        share = _DAMPING + _DAMPING_FOR_CHANCE * len(squares) / len(part)
+        squares[np.diag_indices_from(squares)] += np.float32(share * mean)
         factors.append(np.ascontiguousarray(np.linalg.cholesky(squares[::-1, ::-1])[::-1, ::-1]))
     return factors
 
