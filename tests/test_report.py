@@ -147,6 +147,14 @@ def test_rows_of_scores(rows: Any) -> None:
     }
     found = rows.convergence({"results": runs})
     assert [(row.unit, row.ratio.median) for row in found] == [("bits per byte", 0.75), ("accuracy", 0.75)]
+    scores = {"float32": (10.0, 0.0), "8 bits": (10.5, 0.004), "8 bits, calibrated": (10.0, 0.002)}
+    results = {name: {"perplexity": first, "divergence": second} for name, (first, second) in scores.items()}
+    *few, calibrated = rows.accuracy({"results": results})
+    assert [(row.ours[0], row.verdict) for row in few] == [
+        ("tfgptj 8 bits", "behind"),
+        ("tfgptj 8 bits, calibrated", "level"),
+    ]
+    assert (calibrated.ours[0], calibrated.ratio.median) == ("8 bits, calibrated", 2.0)
 
 
 # The report

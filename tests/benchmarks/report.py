@@ -83,6 +83,10 @@ COMPARISONS = {
         ("CHECKPOINT", "--scenarios", "1x32", "--new=8", *FEW), report_rows.few_bits, ("ctranslate2",),
         writes_file=True,
     ),
+    "accuracy": Comparison(
+        "Few bits beside float32, calibrated and not, on held-out text.", "accuracy.py", (), None,
+        report_rows.accuracy, writes_file=True,
+    ),
     "LoRA": Comparison(
         "Adapters beside Keras's own, and beside training all weights.", "lora.py", (),
         (*SMALL, "--tokens=64"), report_rows.adapters,

@@ -245,6 +245,21 @@ def convergence(found: Any) -> list[Row]:
     return rows
 
 
+def accuracy(found: Any) -> list[Row]:
+    """`accuracy.py`: each number of bits beside float32, and calibrated beside not."""
+    results = dict(found["results"])
+    exact = "float32", [results.pop("float32")["perplexity"]]
+    rows = [
+        compared("perplexity", "", (f"tfgptj {name}", [scores["perplexity"]]), exact, LIMIT)
+        for name, scores in results.items()
+    ]
+    for name in results:
+        if f"{name}, calibrated" in results:
+            sides = ((each, [1000 * results[each]["divergence"]]) for each in (f"{name}, calibrated", name))
+            rows.append(compared("divergence from float32", "0.001 nats", *sides, WAY))
+    return rows
+
+
 def full_size(found: Iterable[Any]) -> list[Row]:
     """`full_size.py`: each step beside reading or copying the same files."""
     rows = []

@@ -12,10 +12,10 @@ Source: GPTQ (arXiv 2210.17323), in the form of LDLQ (arXiv 2307.13304).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -41,6 +41,8 @@ _DAMPING, _DAMPING_FOR_CHANCE = 0.01, 0.1
 _STEP = 32
 # Outputs that a thread rounds at once.
 _OUTPUTS = 2048
+
+Result = TypeVar("Result")
 
 
 class Matrix(NamedTuple):
@@ -76,15 +78,16 @@ def input_factors(inputs: np.ndarray) -> list[np.ndarray]:
         For each group of them an upper triangle R [G, G]: a column of errors e [G] makes the products err by |eᵀ R|² on
         average.
     """
-    factors = []
-    for start in range(0, inputs.shape[1], _GROUP):
+
+    def factor(start: int) -> np.ndarray:
         part = inputs[:, start : start + _GROUP]
         squares = part.T @ part / np.float32(len(part))
         mean = float(squares.diagonal().mean()) or 1.0
         share = _DAMPING + _DAMPING_FOR_CHANCE * len(squares) / len(part)
         squares[np.diag_indices_from(squares)] += np.float32(share * mean)
-        factors.append(np.ascontiguousarray(np.linalg.cholesky(squares[::-1, ::-1])[::-1, ::-1]))
-    return factors
+        return np.ascontiguousarray(np.linalg.cholesky(squares[::-1, ::-1])[::-1, ::-1])
+
+    return _in_threads(factor, range(0, inputs.shape[1], _GROUP))
 
 
 def quantized(
@@ -120,10 +123,14 @@ def quantized(
         values[part], some = found(rows[part].astype("float32"))
         scales[part] = some.reshape(len(some), -1)
 
-    # Each of these threads multiplies by itself: NumPy's library would wait for its own.
-    with ThreadpoolController().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(fill, range(0, len(rows), step)))
+    _in_threads(fill, range(0, len(rows), step))
     return Matrix(values.reshape(outputs, inputs), scales.reshape(outputs, -1), bits, block_size)
+
+
+def _in_threads(work: Callable[[int], Result], starts: range) -> list[Result]:
+    """What is made of each part; NumPy's library gets no threads of its own, which would wait for these."""
+    with ThreadpoolController().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, starts))
 
 
 def _rounded(
