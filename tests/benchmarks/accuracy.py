@@ -33,7 +33,7 @@ from tfgptj.training.pretrain import pretrain
 from tfgptj.training.recipe import Recipe
 
 RECIPE = {"vocab_size": 2048, "n_embd": 384, "n_layer": 6, "n_head": 6, "dropout": 0.0, "bpe_dropout": 0.0}
-SCHEDULE = {"batch_size": 8, "epochs": 6, "plain_epochs": 6, "warmup_steps": 30, "ema_momentum": 0.97}
+SCHEDULE = {"batch_size": 8, "epochs": 4, "plain_epochs": 4, "warmup_steps": 30, "ema_momentum": 0.97}
 KINDS: dict[str, dict[str, Any]] = {
     "8 bits": {"bits": 8},
     "4 bits, blocks of 32": {"bits": 4},

@@ -75,13 +75,14 @@ class Calibration:
 
     Attributes:
         hidden: what the next block is given, float32 [K, D].
+        tokens: of all pieces.
     """
 
     def __init__(self, reader: WeightReader, pieces: np.ndarray, precision: Precision) -> None:
         self.config, self.precision = reader.config, precision
         [embeddings] = reader.floats(["embedding.wte.embeddings"])
         self.hidden = embeddings[pieces.reshape(-1)]
-        self._shape = pieces.shape
+        self._shape, self.tokens = pieces.shape, pieces.size
         self._activation = activation_layer(self.config.activation_function)
         positions = np.arange(pieces.shape[1])[None]
         seen = np.tri(pieces.shape[1], dtype=bool)[None, None]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tfgptj.checkpoints.convert import stored_weights
 from tfgptj.checkpoints.directory import DOCUMENTS, LITERT, TOKENIZER_FILES, is_converted
 from tfgptj.checkpoints.safetensors import write_safetensors
 from tfgptj.checkpoints.tensors import FLOAT_DTYPES, TensorSpec
 from tfgptj.checkpoints.write import Progress
-from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, ConfigError
 from tfgptj.files import exchange, json_bytes, replaced_file, staging_directory, sync_directory
 from tfgptj.litert import blocks
@@ -22,6 +19,9 @@ from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, segment_files
 from tfgptj.litert.quantization import quantized
 from tfgptj.litert.weights import Precision, WeightReader
 from tfgptj.tokenizer import GPTJTokenizer
+
+if TYPE_CHECKING:
+    from tfgptj.litert.calibration import Calibration
 
 
 def convert(
@@ -70,13 +70,13 @@ def convert(
     with stored_weights(source, weights, **hub_options) as stored:
         precision.check(stored.config)
         reader = WeightReader(stored, progress or (lambda done, total: None))
-        pieces = None if calibration is None else _pieces(source, calibration, stored.config, hub_options)
+        calibrated = None if calibration is None else _calibration(calibration, source, hub_options, reader, precision)
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
             with staging_directory(destination.parent) as staging:
                 directory = staging / "model"
                 directory.mkdir()
-                _Conversion(reader, directory, precision, pieces).run()
+                _Conversion(reader, directory, precision, calibrated).run()
                 if replacing:
                     exchange(directory, destination)
                 else:
@@ -105,28 +105,28 @@ def _is_replaced(destination: Path, overwrite: bool) -> bool:
     return True
 
 
-def _pieces(
-    source: str | os.PathLike[str], calibration: str | os.PathLike[str], config: GPTJConfig, hub_options: dict[str, Any]
-) -> np.ndarray:
-    """Pieces of the text to calibrate with, int [B, T]."""
-    from tfgptj.litert.calibration import read_pieces  # needs Keras, which is slow to import
+def _calibration(
+    file: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    hub_options: dict[str, Any],
+    reader: WeightReader,
+    precision: Precision,
+) -> Calibration:
+    """A text on its way through the model."""
+    from tfgptj.litert.calibration import Calibration, read_pieces  # Keras is slow to import
 
-    return read_pieces(calibration, GPTJTokenizer.from_pretrained(source, **hub_options), config)
+    tokenizer = GPTJTokenizer.from_pretrained(source, **hub_options)
+    return Calibration(reader, read_pieces(file, tokenizer, reader.config), precision)
 
 
 class _Conversion:
     """One conversion into an empty directory."""
 
     def __init__(
-        self, reader: WeightReader, directory: Path, precision: Precision, pieces: np.ndarray | None = None
+        self, reader: WeightReader, directory: Path, precision: Precision, calibration: Calibration | None
     ) -> None:
         self.reader, self.config, self.directory = reader, reader.config, directory
-        self.precision = precision
-        self.calibration, self.tokens = None, 0
-        if pieces is not None:
-            from tfgptj.litert.calibration import Calibration
-
-            self.calibration, self.tokens = Calibration(reader, pieces, precision), pieces.size
+        self.precision, self.calibration = precision, calibration
 
     def run(self) -> None:
         """Write all files, the one that tells of the others at the end."""
@@ -136,7 +136,7 @@ class _Conversion:
         self._write_outside()
         self._write_head()
         files = {path.name: _facts(path) for path in sorted(self.directory.iterdir())}
-        layout = Layout(*self.precision, files, self.tokens)
+        layout = Layout(*self.precision, files, 0 if self.calibration is None else self.calibration.tokens)
         config = {**self.config.to_dict(), "architectures": ["GPTJForCausalLM"]}
         documents = self.reader.stored.documents
         contents = {"config.json": json_bytes(config), **documents, LITERT: json_bytes(layout.fields())}
