@@ -27,7 +27,7 @@ from report_tables import table
 from tfgptj.files import write_json
 
 WORKERS = Path(__file__).with_name("generators.py")
-OURS = "LiteRT int8"  # whose tokens the others' are compared with
+OURS = "LiteRT int8"  # whose likeliest tokens the others' are compared with
 # The class of each peer, its dtype, and the option that gives its interpreter; None is ours.
 PEERS: dict[str, tuple[str, str, str | None]] = {
     OURS: ("LiteRT", "int8", None),
@@ -71,12 +71,12 @@ def measure(hosts: dict[str, Host], scenario: str, new: int, rounds: int) -> dic
     return samples
 
 
-def agreement(hosts: dict[str, Host], scenario: str, new: int) -> dict[str, str]:
-    """How many of each peer's new tokens of the first text are ours in 8 bits."""
-    asked = {"mode": "", "batch": 1, "prompt": int(scenario.split("x")[1]), "new": new}
-    tokens = {name: host.ask("tokens", **asked)[0] for name, host in hosts.items()}
-    same = {name: sum(a == b for a, b in zip(tokens[OURS], row, strict=True)) for name, row in tokens.items()}
-    return {name: f"{count} of {new}" for name, count in same.items()}
+def agreement(hosts: dict[str, Host]) -> dict[str, str]:
+    """How often each peer's likeliest token is ours in 8 bits, after prompts of 1 to 32 tokens."""
+    asked = [{"mode": "", "batch": 1, "prompt": length, "new": 1} for length in range(1, 33)]
+    tokens = {name: [host.ask("tokens", **each) for each in asked] for name, host in hosts.items()}
+    same = {name: sum(a == b for a, b in zip(tokens[OURS], found, strict=True)) for name, found in tokens.items()}
+    return {name: f"{count} of {len(asked)}" for name, count in same.items()}
 
 
 def versions(facts: dict[str, Any]) -> str:
@@ -100,12 +100,12 @@ def main() -> None:
     samples: dict[str, list[float]] = {}
     for scenario in options.scenarios:
         samples |= measure(hosts, scenario, options.new, options.rounds)
-    same = agreement(hosts, options.scenarios[0], options.new)
+    same = agreement(hosts)
     facts = {name: host.ask("facts") for name, host in hosts.items()}
     for host in hosts.values():
         host.stop()
     found = {"samples_ms": samples, "peers": facts, "agreement": same, "missing": missing}
-    print(f"\nTokens that are those of {OURS}: {', '.join(f'{name} {text}' for name, text in same.items())}")
+    print(f"\nLikeliest token is that of {OURS}: {', '.join(f'{name} {text}' for name, text in same.items())}")
     print("", *table((row.asked, row) for row in few_bits(found)), sep="\n")
     print("", *(f"{name}: {versions(each)}" for name, each in facts.items()), sep="\n")
     if options.json:
