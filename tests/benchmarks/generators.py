@@ -111,7 +111,7 @@ class Ours(Generator):
         self.model = TFGPTJForCausalLM.from_pretrained(self.checkpoint, dtype=self.dtype)
 
     def generate(self, mode: str, ids: Any, new: int) -> Any:
-        options = {"max_new_tokens": new, "eos_token_id": None, "jit_compile": mode == "XLA"}
+        options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "jit_compile": mode == "XLA"}
         return self.model.generate(ids, **options)[:, ids.shape[1] :]
 
     def facts(self) -> dict[str, Any]:
@@ -144,7 +144,8 @@ class LiteRT(Generator):
         self.model = LiteRTGPTJForCausalLM.from_pretrained(self.directory(self.checkpoint, self.dtype))
 
     def generate(self, mode: str, ids: Any, new: int) -> Any:
-        return self.model.generate(ids, max_new_tokens=new, eos_token_id=None)[:, ids.shape[1] :]
+        options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None}
+        return self.model.generate(ids, **options)[:, ids.shape[1] :]
 
 
 class Bandwidth(Generator):
