@@ -50,6 +50,9 @@ FUNCTIONS = {"maximum": "minimum", "minimum": "maximum", "max": "min", "min": "m
              "sin": "cos", "cos": "sin", "sum": "max", "mean": "sum", "logical_and": "logical_or",
              "logical_or": "logical_and", "argmax": "argmin", "softmax": "log_softmax"}  # fmt: skip
 
+# Too small to tell by themselves what they are there for.
+SMALL = (ast.Constant, ast.UnaryOp, ast.Tuple, ast.List, ast.Slice)
+
 
 class Mutant(NamedTuple):
     """One change: the line where it stands, what was there and what stands there instead, and the whole module."""
@@ -65,30 +68,38 @@ def mutants(source: str) -> Iterator[Mutant]:
     count = len(list(_changes(ast.parse(source))))
     for number in range(count):
         tree = ast.parse(source)
-        node, change = list(_changes(tree))[number]
-        before, line = ast.unparse(node), node.lineno
+        node, around, change = list(_changes(tree))[number]
+        before, line = ast.unparse(around), node.lineno
         change()
-        yield Mutant(line, before, ast.unparse(node), ast.fix_missing_locations(tree))
+        yield Mutant(line, before, ast.unparse(around), ast.fix_missing_locations(tree))
 
 
-def _changes(tree: ast.AST) -> Iterator[tuple[Any, Callable[[], None]]]:
-    """Nodes, and for each what changes it."""
-    for node in _code(tree):
-        yield from ((node, change) for change in _changes_of(node))
+def _changes(tree: ast.AST) -> Iterator[tuple[Any, ast.AST, Callable[[], None]]]:
+    """Nodes, for each the expression around it that tells what it is there for, and what changes it."""
+    for node, around in _code(tree, tree):
+        yield from ((node, around, change) for change in _changes_of(node))
 
 
-def _code(node: ast.AST) -> Iterator[ast.AST]:
-    """What runs and can be seen: neither docstrings and annotations, nor imports and the texts of errors."""
+def _code(node: ast.AST, around: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """What runs and can be seen: neither docstrings, annotations and types, nor imports and the texts of errors."""
     if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr):
         return
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return
-    yield node
+    if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias":
+        return
+    yield node, around if isinstance(node, ast.Constant | ast.UnaryOp) else node
+    around = around if isinstance(node, SMALL) else node
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns", "decorator_list", "bases"):
-            for child in value if isinstance(value, list) else [value]:
+            for child in (value if isinstance(value, list) else [value])[_is_named(node, name) :]:
                 if isinstance(child, ast.AST):
-                    yield from _code(child)
+                    yield from _code(child, around)
+
+
+def _is_named(node: ast.AST, field: str) -> bool:
+    """Whether the first of a call's arguments only tells a reader of error messages what is called."""
+    return field == "args" and isinstance(node, ast.Call) and ast.unparse(node.func) in ("ContextVar", "TypeVar")
 
 
 def _changes_of(node: Any) -> Iterator[Callable[[], None]]:
