@@ -1,4 +1,4 @@
-"""The attention layer by itself against oracle.py: whole texts, steps with a cache, and when heads are taken in turn."""
+"""The attention layer against oracle.py: whole texts, steps with a cache, and when heads are taken in turn."""
 
 from __future__ import annotations
 
