@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARE = 0.9
-LAST = "arrays have two dimensions there"  # the text of several reasons
+# Reasons of several changes that are none.
+LAST = "arrays have two dimensions there"
+SORTED = "what nothing is cut from is sorted, too, and left as it was"
 # Modules by the part that they belong to, and the tests that must notice, the quickest first.
 MODEL = ("test_cached_decoding.py::test_prefill_reads_the_last_real_token", "test_parity.py")
 ALONE, VECTORS = "test_processors.py", ("test_processor_vectors.py", "test_chain.py")
@@ -60,7 +62,14 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("logits.shape[-1]", "logits.shape[1]"): LAST,
     },
     "checkpoints.mapping": {("layer: int=0", "layer: int=1"): "for rows of the table that do not name the layer"},
-    "generation.processors": {("axis=-1", "axis=1"): LAST, ("logits.shape[-1]", "logits.shape[1]"): LAST},
+    "generation.processors": {
+        ("axis=-1", "axis=1"): LAST,
+        ("logits.shape[-1]", "logits.shape[1]"): LAST,
+        ("k > 0", "k >= 0"): SORTED,
+        ("share < 1", "share <= 1"): SORTED,
+        ("share < 1", "share < 2"): SORTED,
+        ("keep > 1", "keep >= 1"): "the nearest of all stays as it is",
+    },
     "generation.penalties": {
         ("ops.log_softmax(logits, axis=-1)", "ops.log_softmax(logits, axis=1)"): LAST,
         ("logits.shape[-1]", "logits.shape[1]"): LAST,

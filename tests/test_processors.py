@@ -153,6 +153,8 @@ def test_the_coldest_leaves_the_likeliest() -> None:
         result = numbers(processors.temperature(ops.convert_to_tensor(logits), None, np.float32(value)))
         np.testing.assert_array_equal(result[best], 0)
         assert (result[~best] < 0).all()
+    warm = ops.convert_to_tensor(logits[:3])  # nothing needs to be added there
+    np.testing.assert_allclose(numbers(processors.temperature(warm, None, np.float32(1e-3))), logits[:3] / 1e-3, 1e-6)
 
 
 def test_rows_that_are_compared_get_nothing_added() -> None:
