@@ -45,14 +45,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "rotary": {("ops.sin(angles) * signs", "ops.sin(angles) / signs"): "the signs are 1 and -1"},
     "attention": {
         ("-1000000000.0", "-2000000000.0"): "the softmax of either is 0",
-        (
-            "self._project(x, sin, cos, training=False)",
-            "self._project(x, sin, cos, training=True)",
-        ): "tells how gradients are computed, and nobody asks for a step's",
-        (
-            "(0, 0, slot, 0)",
-            "(1, 0, slot, 0)",
-        ): "what is as wide as the cache can begin at 0 only: TensorFlow clamps it",
+        ("cos, training=False)", "cos, training=True)"): "tells how gradients are computed; nobody asks a step for any",
+        ("(0, 0, slot, 0)", "(1, 0, slot, 0)"): "what is as wide as the cache begins at 0: TensorFlow sees to it",
         ("(0, 0, slot, 0)", "(0, 1, slot, 0)"): "the same of heads",
     },
     "losses": {

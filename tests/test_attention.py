@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import oracle
 import pytest
-from conftest import assert_near, numbers
+from conftest import assert_near, elsewhere, numbers
 from keras import ops
 
 from tfgptj.attention import WRITER, RotaryAttention, write_slots
@@ -53,7 +53,7 @@ def test_a_whole_text_is_the_formula(heads: int) -> None:
     assert np.array_equal(numbers(plain(X, *angles(layer), MASK)), numbers(x))
 
 
-@pytest.mark.parametrize("parts", [(3, 2), (1, 1, 3), (2, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("parts", elsewhere([(3, 2), (1, 1, 3), (2, 1, 1, 1)], (1, 1, 3)), ids=str)
 def test_steps_are_the_whole_text(parts: tuple[int, ...]) -> None:
     layer = layer_of(attn_pdrop=0.5)  # which is for training
     x, weights = expected(layer)
