@@ -17,7 +17,9 @@ from tfgptj.errors import InputError, InputTypeError
 from tfgptj.heads import GPTJHead, TFGPTJForCausalLM, TFGPTJForSequenceClassification
 from tfgptj.losses import (
     IGNORE_INDEX,
+    Smoothing,
     causal_lm_loss,
+    classification_count,
     classification_loss,
     cross_entropy,
     infer_problem_type,
@@ -99,6 +101,35 @@ def test_half_precision_logits_are_summed_in_float32(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "float32"])
 def test_labels_may_have_any_number_dtype(dtype: str) -> None:
     assert value(cross_entropy(LABELS.astype(dtype), LOGITS)) == value(cross_entropy(LABELS, LOGITS))
+
+
+@pytest.mark.parametrize(("label_smoothing", "z_loss"), [(0.1, 0.0), (0.0, 0.01), (0.1, 0.01)])
+def test_smoothed_labels_and_the_denominator_add_to_it(label_smoothing: float, z_loss: float) -> None:
+    exponents = np.exp(LOGITS.astype("float64"))
+    total = exponents.sum(-1)
+    wanted = (1 - label_smoothing) * np.eye(7)[np.maximum(PARTLY, 0)] + label_smoothing / 7
+    losses = -(wanted * np.log(exponents / total[..., None])).sum(-1) + z_loss * np.log(total) ** 2
+    expected = losses[PARTLY != -100].mean()
+    loss = cross_entropy(PARTLY, LOGITS, smoothing=Smoothing(label_smoothing, z_loss))
+    assert value(loss) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("counted", [0.0, 1.0, 9.0])
+def test_the_number_of_labels_may_be_a_whole_batch_s(counted: float) -> None:
+    number = max(counted, 1.0)  # of nothing there is no mean
+    expected = terms(PARTLY, LOGITS).sum() / number
+    assert value(cross_entropy(PARTLY, LOGITS, counted=counted)) == pytest.approx(expected, rel=1e-6)
+    rows = terms(np.array([3, 0, 1]), CLASS_LOGITS).sum() / number
+    assert value(classification_loss(np.array([3, 0, 1]), CLASS_LOGITS, counted=counted)) == pytest.approx(rows)
+    labels = random(3, 4, seed=5)
+    squares = ((CLASS_LOGITS.astype("float64") - labels) ** 2).mean(-1).sum() / number
+    loss = classification_loss(labels, CLASS_LOGITS, "regression", counted=counted)
+    assert value(loss) == pytest.approx(squares, rel=1e-6)
+
+
+def test_a_single_label_is_divided_by_one() -> None:
+    labels = np.array([[-100, -100, -100, 2]])
+    assert value(cross_entropy(labels, LOGITS[:1])) == pytest.approx(terms(labels, LOGITS[:1]).sum(), rel=1e-6)
 
 
 # The causal language model
@@ -220,6 +251,22 @@ def test_the_problem_is_inferred_from_outputs_and_dtype(dtype: str, num_labels: 
 
 
 @pytest.mark.parametrize(
+    ("labels", "problem_type", "expected"),
+    [
+        (np.array([3, -100, 1]), None, 2),
+        (np.array([3, -100, 1]), "single_label_classification", 2),
+        (np.zeros((3, 4), "float32"), None, 3),
+        (np.zeros((3, 4), "int32"), "multi_label_classification", 3),
+        (np.zeros((3, 4), "float32"), "regression", 3),
+    ],
+)
+def test_labels_of_one_class_are_counted_and_else_rows(
+    labels: np.ndarray, problem_type: str | None, expected: int
+) -> None:
+    assert value(classification_count(labels, 4, problem_type)) == expected
+
+
+@pytest.mark.parametrize(
     ("labels", "problem_type"),
     [
         (np.array([0.5, -1.0, 2.0, 0.0, 1.0, 3.0], "float32").reshape(3, 2), "regression"),
@@ -275,6 +322,13 @@ def test_question_answering_weights_weigh_rows() -> None:
     expected = ((terms(starts, START) * weights).mean() + (terms(ends, END) * weights).mean()) / 2
     logits = {"start_logits": START, "end_logits": END}
     assert value(question_answering_loss((starts, ends), logits, weights)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_first_and_last_tokens_have_numbers_of_their_own() -> None:
+    starts, ends = np.array([0, 2, 5]), np.array([1, 2, 3])
+    expected = (terms(starts, START).sum() / 2 + terms(ends, END).sum() / 5) / 2
+    loss = question_answering_loss((starts, ends), {"start_logits": START, "end_logits": END}, counted=(2.0, 5.0))
+    assert value(loss) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from chains import context_of
 from conftest import GOLDENS, numbers
 from keras import ops
 
-from tfgptj.generation import processors
+from tfgptj.generation import constraints, penalties, processors
 from tfgptj.generation.processors import FORBIDDEN
 
 pytestmark = pytest.mark.core
@@ -142,14 +143,146 @@ def test_a_forbidden_token_stays_forbidden() -> None:
         assert (numbers(ops.softmax(result))[was] == 0).all()
 
 
+# Where one number decides
+
+
+def test_the_coldest_leaves_the_likeliest() -> None:
+    logits = golden_logits()
+    best = logits == logits.max(-1, keepdims=True)
+    for value in (9e-4, 1e-6, 1e-30):
+        result = numbers(processors.temperature(ops.convert_to_tensor(logits), None, np.float32(value)))
+        np.testing.assert_array_equal(result[best], 0)
+        assert (result[~best] < 0).all()
+    warm = ops.convert_to_tensor(logits[:3])  # nothing needs to be added there
+    np.testing.assert_allclose(numbers(processors.temperature(warm, None, np.float32(1e-3))), logits[:3] / 1e-3, 1e-6)
+
+
+def test_rows_that_are_compared_get_nothing_added() -> None:
+    logits = np.array([[3.0, -2.0, 1.5], [-0.5, FORBIDDEN, -4.0]], "float32")
+    for value in (2.0, 1e-4, 1e-30):
+        result = numbers(processors.temperature(ops.convert_to_tensor(logits), None, np.float32(value), True))
+        expected = np.clip(logits.astype("float64") / value, -1e24, 1e24)
+        np.testing.assert_allclose(result, np.where(logits == FORBIDDEN, FORBIDDEN, expected), rtol=1e-6)
+
+
+def kept(result: Any) -> list[int]:
+    return (numbers(result) > FORBIDDEN / 10).sum(-1).tolist()
+
+
+# What cuts by probability, with a number that leaves nothing but what must stay: eta's goes into its square root.
+STRICTEST = {"top_p": 0.0, "min_p": 2.0, "typical_p": 0.0, "epsilon_cutoff": 2.0, "eta_cutoff": 4.0}
+
+
+@pytest.mark.parametrize("name", STRICTEST)
+def test_so_many_stay_whatever_the_number(name: str) -> None:
+    logits = ops.convert_to_tensor(np.array([[5.0, 1.0, 2.0, 4.0, 3.0], [0.0, 4.0, 8.0, 6.0, 2.0]], "float32"))
+    function = getattr(processors, name)
+    strictest = np.float32(STRICTEST[name])
+    assert kept(function(logits, None, strictest)) == [1, 1]
+    for keep in (1, 2, 3):
+        result = function(logits, None, strictest, keep)
+        assert kept(result) == [keep, keep]
+        likeliest = np.sort(numbers(logits), axis=-1)[:, -keep:].sum(-1)
+        if name != "typical_p":  # whose likeliest may be untypical
+            np.testing.assert_array_equal(np.where(numbers(result) > FORBIDDEN, numbers(result), 0).sum(-1), likeliest)
+    assert kept(function(logits, None, strictest, 9)) == [5, 5]
+
+
+def steps_of(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities from the highest on, and the sum before each, float32 as the functions compute them."""
+    descending = ops.flip(ops.sort(ops.convert_to_tensor(logits), axis=-1), axis=-1)
+    probabilities = ops.softmax(descending, axis=-1)
+    return numbers(probabilities), numbers(ops.cumsum(probabilities, axis=-1) - probabilities)
+
+
+def test_a_share_that_is_reached_exactly_is_reached() -> None:
+    logits = np.array([[1.0, -0.5, 0.25, 2.0, -3.0]], "float32")
+    _, before = steps_of(logits)
+    given = ops.convert_to_tensor(logits)
+    for count in (1, 2, 3, 4):
+        share = np.array([[before[0, count]]], "float32")
+        assert kept(processors.top_p(given, None, share[0, 0])) == [count]
+        uncut = ops.convert_to_tensor(np.zeros((1, 1), "int32"))
+        assert kept(processors.cutoffs(given, None, uncut, ops.convert_to_tensor(share))) == [count]
+
+
+def test_a_token_with_just_the_probability_stays() -> None:
+    logits = np.array([[1.0, -0.5, 0.25, 2.0, -3.0]], "float32")
+    given = ops.convert_to_tensor(logits)
+    probabilities = -np.sort(-numbers(ops.softmax(given, axis=-1)))[0]
+    for count in (1, 2, 3):
+        assert kept(processors.epsilon_cutoff(given, None, probabilities[count - 1])) == [count]
+    assert kept(processors.min_p(given, None, np.float32(1.0))) == [1]
+    rarest = numbers(ops.exp(ops.log_softmax(given, axis=-1))).min()  # less than sqrt(rarest) exp(-entropy)
+    assert kept(processors.eta_cutoff(given, None, rarest)) == [5]
+    assert kept(processors.eta_cutoff(given, None, np.nextafter(rarest, np.float32(1)))) == [4]
+
+
+def test_typical_tokens_are_counted_up_to_the_mass() -> None:
+    quarters = ops.convert_to_tensor(np.log(np.array([[0.25, 0.5, 0.125, 0.125]], "float32")))
+    # Entropy 1.75 bits; distances 0.25, 0.75 and twice 1.25.
+    for mass, count in ((0.2, 1), (0.5, 2), (0.8, 4), (1.5, 4)):
+        assert kept(processors.typical_p(quarters, None, np.float32(mass))) == [count]
+    even = ops.convert_to_tensor(np.array([[0.0, 0.0, 0.0, 0.0, FORBIDDEN]], "float32"))
+    assert kept(processors.typical_p(even, None, np.float32(0.25))) == [4]
+    # All five up to a mass that none reaches.
+    given = ops.convert_to_tensor(np.array([[1.0, -0.5, 0.25, 2.0, -3.0]], "float32"))
+    assert kept(processors.typical_p(given, None, np.float32(1.5))) == [5]
+
+
+@pytest.mark.parametrize("name", ["typical_p", "eta_cutoff"])
+def test_what_has_no_probability_has_no_entropy(name: str) -> None:
+    alone = np.array([[1.0, -0.5, 0.25, 2.0, -3.0]], "float32")
+    function, number = getattr(processors, name), np.float32(0.3)
+    expected = numbers(function(ops.convert_to_tensor(alone), None, number))
+    assert 0 < (expected > FORBIDDEN).sum() < 5
+    for nothing in (FORBIDDEN, -np.inf):
+        beside = ops.convert_to_tensor(np.pad(alone, ((0, 0), (2, 1)), constant_values=nothing))
+        result = numbers(function(beside, None, number))
+        np.testing.assert_array_equal(result[:, 2:-1], expected)
+        assert (result[:, [0, 1, -1]] <= FORBIDDEN).all()
+
+
+def test_rows_may_be_cut_to_one() -> None:
+    k, share = np.array([[1], [0]], "int32"), np.ones((2, 1), "float32")
+    logits = ops.convert_to_tensor(golden_logits()[:2])
+    result = processors.cutoffs(logits, None, ops.convert_to_tensor(k), ops.convert_to_tensor(share))
+    assert kept(result) == [1, golden_logits().shape[1]]
+
+
+def test_a_row_without_any_token_is_found() -> None:
+    logits = np.array([[FORBIDDEN, 1.0], [FORBIDDEN, 2 * FORBIDDEN]], "float32")
+    for given in (logits, ops.convert_to_tensor(logits)):
+        assert numbers(processors.any_left(given)).tolist() == [True, False]
+
+
+# What is asked of the text
+
+
+def test_a_text_may_be_just_the_beginning_of_a_sequence() -> None:
+    context = context_of(np.array([[1], [2]]), 1, 9, (), padding=3)  # of token 3
+    sequences = np.array([[-1, -1, 1, 0], [-1, 3, 1, 4], [3, 3, 3, 5]], "int32")
+    given = [ops.convert_to_tensor(x) for x in (sequences, np.array([2, 3, 4], "int32"), np.ones(3, "float32"))]
+    result = numbers(penalties.sequence_bias(ops.zeros((2, 6)), context, *given))
+    np.testing.assert_array_equal(result, [[1, 0, 0, 0, 0, 0], [0] * 6])
+
+
+def test_each_row_has_a_last_token_of_its_own() -> None:
+    context = context_of(np.array([[1, 2, 3], [1, 2, 3]]), 1, 0, ())
+    context = context._replace(limit=ops.convert_to_tensor(np.array([3, 4], "int32")))
+    logits, ends = ops.zeros((2, 6)), ops.convert_to_tensor(np.array([4, -1], "int32"))
+    assert kept(constraints.forced_eos(logits, context, ends)) == [1, 6]
+
+
 # Greedy
 
 
 def test_greedy_takes_the_likeliest_and_of_ties_the_first() -> None:
     logits = np.array([[0.0, 3.0, 1.0], [2.0, 1.0, 2.0], [-1.0, -1.0, -1.0]], "float32")
-    tokens = processors.greedy(ops.convert_to_tensor(logits))
-    assert keras.backend.standardize_dtype(tokens.dtype) == "int32"
-    assert numbers(tokens).tolist() == [1, 0, 0]
+    for given in (logits, ops.convert_to_tensor(logits)):
+        tokens = processors.greedy(given)
+        assert keras.backend.standardize_dtype(tokens.dtype) == "int32"
+        assert numbers(tokens).tolist() == [1, 0, 0]
 
 
 # Draws
@@ -162,6 +295,18 @@ def test_each_share_of_the_unit_interval_gives_its_token() -> None:
     for point in (0.01, 0.5, 0.99):
         uniforms = starts + point * (ends - starts)
         assert draw(np.repeat(logits, 12, axis=0), uniforms).tolist() == list(range(12))
+
+
+def test_a_share_begins_with_its_lower_end() -> None:
+    assert draw(np.zeros((4, 4)), [0.0, 0.25, 0.5, 0.75]).tolist() == [0, 1, 2, 3]
+
+
+def test_sums_that_end_below_one_leave_no_gap() -> None:
+    logits = np.random.default_rng(0).standard_normal((300, 9)).astype("float32")
+    logits[:, [0, 5]] = FORBIDDEN
+    sums = numbers(ops.cumsum(ops.softmax(ops.convert_to_tensor(logits), axis=-1), axis=-1))[:, -1]
+    assert (sums < LAST).any()  # which would leave the largest number without a token
+    assert (draw(logits, np.full(300, LAST)) == 8).all()
 
 
 def test_draws_follow_the_distribution() -> None:

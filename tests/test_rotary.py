@@ -71,6 +71,11 @@ def test_features_beyond_the_rotary_width_pass_unchanged() -> None:
     assert not np.isclose(result[..., :4], x[..., :4]).any()
 
 
+def test_only_the_features_are_compared_with_the_rotary_width() -> None:
+    x, positions = random(2, 4, 4, 8), np.arange(8).reshape(2, 4)  # as many tokens and heads as are rotated
+    np.testing.assert_allclose(rotate(x, positions, 4), turned(x, positions, 4), rtol=0, atol=1e-5)
+
+
 def test_rotations_keep_lengths() -> None:
     x = random(1, 3, 2, 8)
     lengths = np.linalg.norm(rotate(x, np.array([[5, 60, 700]]), 8), axis=-1)
@@ -127,9 +132,11 @@ def test_in_training_gradients_are_turned_back(width: int) -> None:
     found = []
     for training in (True, False):  # the latter is TensorFlow's own differentiation
         with tf.GradientTape() as tape:
-            tape.watch(x)
+            tape.watch([x, *angles])
             result = apply_rotary(x, *angles, training)
-        found.append((numbers(result), numbers(tape.gradient(result, x, upstream))))
+        turned_back, *others = tape.gradient(result, [x, *angles], upstream)
+        assert [gradient is None for gradient in others] == [training] * 2
+        found.append((numbers(result), numbers(turned_back)))
     assert np.array_equal(found[0][0], found[1][0])
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-6)
 

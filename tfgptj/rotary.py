@@ -44,9 +44,6 @@ class RotaryEmbedding(keras.layers.Layer):
         self.rotary_dim = rotary_dim
         self._frequencies = (1.0 / BASE ** (np.arange(0, rotary_dim, 2) / rotary_dim)).astype("float32")  # [R / 2]
 
-    def build(self, input_shape: Any = None) -> None:
-        self.built = True  # nothing to create
-
     def call(self, positions: Any) -> tuple[Any, Any]:
         frequencies = ops.convert_to_tensor(np.repeat(self._frequencies, 2))  # [R]
         signs = ops.convert_to_tensor(np.tile(np.array([-1.0, 1.0], "float32"), self.rotary_dim // 2))  # [R]

@@ -29,7 +29,7 @@ HEADS = {
 # What those classes are called in Hugging Face's PyTorch line.
 ARCHITECTURES = {head: name.removeprefix("TF") for name, head in HEADS.items()}
 
-_FRAMEWORKS: dict[Layout, str] = {"torch": "PyTorch", "tensorflow": "TensorFlow", "flax": "Flax"}
+_FRAMEWORKS: dict[Layout, str] = {"tensorflow": "TensorFlow", "flax": "Flax"}  # those that lack some weights
 
 # Hugging Face's heads hold their backbone as `transformer`; a backbone saved by itself lacks this first part.
 _PREFIX = re.compile(r"^transformer[./]")

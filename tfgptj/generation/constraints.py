@@ -32,8 +32,7 @@ def _without_runs(logits: Any, context: Context, where: Any, size: Any) -> Any:
         return ops.logical_and(found, tokens.before(context.ids, distance) == tokens.back(context, distance))
 
     inside = ops.logical_and(tokens.before(where, size - 1), tokens.slots(context) >= size - 1)
-    found = ops.logical_and(ops.logical_and(where, inside), context.length[:, None] >= size)
-    found = ops.fori_loop(ops.ones_like(size), size, narrowed, found)
+    found = ops.fori_loop(ops.ones_like(size), size, narrowed, ops.logical_and(where, inside))
     return ops.where(tokens.counts(found, context, logits.shape[-1]) > 0, FORBIDDEN, logits)
 
 

@@ -33,8 +33,8 @@ def sequence_bias(logits: Any, context: Context, sequences: Any, lengths: Any, b
     """Add a bias to the last token of each sequence where the others stand before it.
 
     Args:
-        sequences: int32 [K, L], filled up with -1 on the left.
-        lengths: int32 [K], the tokens of each; 0 for none.
+        sequences: int32 [K, L], filled up with -1, which is no token, on the left.
+        lengths: int32 [K], the tokens of each.
         bias: float32 [K].
     """
     logits = logits + tokens.tally(*_completed(context, sequences, lengths, bias), logits.shape[-1])
@@ -46,8 +46,7 @@ def _completed(context: Context, sequences: Any, lengths: Any, bias: Any) -> tup
     others = sequences[:, :-1]  # [K, L - 1]
     recent = tokens.newest(context, ops.shape(sequences)[1] - 1)  # [B, L - 1]
     alike = ops.logical_or(recent[:, None, :] == others[None], others[None] < 0)  # [B, K, L - 1]
-    whole = ops.logical_and(lengths > 0, context.length[:, None] >= lengths[None] - 1)  # [B, K]
-    whole = ops.logical_and(whole, ops.all(alike, axis=-1))
+    whole = ops.logical_and(context.length[:, None] >= lengths[None] - 1, ops.all(alike, axis=-1))  # [B, K]
     last = ops.broadcast_to(sequences[None, :, -1], ops.shape(whole))
     return last, ops.where(whole, bias[None], 0.0)
 

@@ -92,7 +92,7 @@ def typical_p(logits: Any, context: Any, mass: Any, keep: int = 1) -> Any:
     last = ops.minimum(ops.sum(ops.cast(reached < mass, "int32"), axis=-1, keepdims=True), logits.shape[-1] - 1)
     farther = distance > ops.take_along_axis(nearest, last, axis=-1)
     if keep > 1:
-        farther = ops.logical_and(farther, distance > nearest[:, keep - 1 : keep])
+        farther = ops.logical_and(farther, distance > nearest[:, :keep][:, -1:])
     return ops.where(farther, FORBIDDEN, logits)
 
 
