@@ -82,6 +82,19 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_compiled_twice(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """JAX compiles for each model anew, and for most the same: it finds again on disk what it has compiled before."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _graphs_run_as_traced(request: pytest.FixtureRequest) -> Iterator[None]:
     """TensorFlow improves each graph before its first run, which takes a sixth of the tests' time.
