@@ -22,6 +22,7 @@ PACKAGE = ROOT / "tfgptj"
 LEVEL_0 = ("errors", "limits", "files", "foreign", "transformers_habits", "config")
 MODEL = (
     *(
+        "in_turn",
         "activations",
         "products",
         "rotary",
@@ -74,7 +75,8 @@ BACKENDS = {
     "fused": "TensorFlow's loops overlap their turns, of which each needs memory, unless they are told not to",
     "generation.compiling": "chooses between tf.function, jax.jit and torch.no_grad",
     "generation.run": "asks TensorFlow whether there is a GPU",
-    "lean_attention": "holds memory down on TensorFlow, whose loops have to be told to take turns",
+    "in_turn": "TensorFlow's loops have to be told to take turns",
+    "lean_attention": "holds memory down on TensorFlow",
     "litert": "writes TensorFlow Lite",
     "micro_batches": "keras.ops has no gradients: TensorFlow's, JAX's and PyTorch's are taken",
     "replicas": "tf.distribute is TensorFlow's",

@@ -10,7 +10,8 @@ import pytest
 from conftest import numbers
 
 from tfgptj.attention import MASKED
-from tfgptj.lean_attention import mixed_by_heads, pays
+from tfgptj.in_turn import pays
+from tfgptj.lean_attention import mixed_by_heads
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow takes heads in turn")
 B, N, T, H = 2, 3, 5, 4

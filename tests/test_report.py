@@ -96,6 +96,15 @@ def test_rows_of_few_bits(rows: Any) -> None:
     step, memory = rows.few_bits({"samples_ms": samples, "peers": peers})
     assert (step.ours[0], step.verdict, memory.ratio.median) == ("tfgptj LiteRT int8", "behind", 2.0)
     assert rows.few_bits({"samples_ms": {"LiteRT int8 | 1x8 | decode": [2.0]}, "peers": {}}) == []
+    names = ("LiteRT int8", "LiteRT int4", "ggml q8_0", "ggml q4_0", "CTranslate2 int8")
+    samples = {f"{name} | 1x8 | decode": [2.0] for name in names} | {"LiteRT int8 | 2x8 | decode": [2.0]}
+    pairs = [(row.ours[0], row.theirs[0]) for row in rows.few_bits({"samples_ms": samples, "peers": {}})]
+    assert pairs == [
+        ("tfgptj LiteRT int8", "CTranslate2 int8"),
+        ("tfgptj LiteRT int8", "ggml q8_0"),
+        ("tfgptj LiteRT int4", "CTranslate2 int8"),
+        ("tfgptj LiteRT int4", "ggml q4_0"),
+    ]
 
 
 def test_rows_of_printed_lines(rows: Any) -> None:
@@ -230,7 +239,9 @@ def test_what_fails_is_named(modules: Any, tmp_path: Path, monkeypatch: pytest.M
 def test_every_comparison_is_of_a_script_that_is_there(modules: Any) -> None:
     comparisons = modules.report.COMPARISONS.values()
     scripts = {path.name for path in BENCHMARKS.glob("*.py")}
-    helpers = {"peers.py", "generators.py", "trainers.py", "random_checkpoint.py"} | {f"{name}.py" for name in MODULES}
+    helpers = {"peers.py", "generators.py", "ggml_file.py", "trainers.py", "random_checkpoint.py"} | {
+        f"{name}.py" for name in MODULES
+    }
     assert {each.script for each in comparisons} == scripts - helpers
     assert {other for each in comparisons for other in each.others} == set(modules.environments.ENVIRONMENTS)
 
@@ -247,7 +258,8 @@ def test_environments_are_built_once(modules: Any, tmp_path: Path, monkeypatch: 
         python.parent.mkdir(parents=True, exist_ok=True)
         python.touch()
 
-    def run(command: list[str], **_: Any) -> Any:
+    def run(command: list[str], env: dict[str, str], **_: Any) -> Any:
+        assert env["CFLAGS"] == "-march=native"
         built.append(command)
         fails = "ctranslate2==4.8.5" in command
         return SimpleNamespace(returncode=int(fails), stderr="warning\nERROR: no such version\n" if fails else "")

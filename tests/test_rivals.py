@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tfgptj import GPTJConfig
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
+MODULES = ("generate", "peers", "ggml_file")
 
 # A worker of the standard library alone; "rivals" print things of their own, raise, and end without a word.
 WORKER = f"""
@@ -40,23 +45,41 @@ serve(Worker)
 
 
 @pytest.fixture(scope="module")
-def modules() -> Iterator[tuple[Any, Any]]:
-    """`generate.py` and `peers.py`, which find each other as scripts do."""
+def modules() -> Iterator[tuple[Any, ...]]:
+    """Modules that find each other as scripts do."""
     sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("generate"), importlib.import_module("peers")
+    yield tuple(importlib.import_module(name) for name in MODULES)
     sys.path.remove(str(BENCHMARKS))
-    for name in ("generate", "peers"):
+    for name in MODULES:
         del sys.modules[name]
 
 
 @pytest.fixture
-def generate(modules: tuple[Any, Any]) -> Any:
+def generate(modules: tuple[Any, ...]) -> Any:
     return modules[0]
 
 
 @pytest.fixture
-def peers(modules: tuple[Any, Any]) -> Any:
+def peers(modules: tuple[Any, ...]) -> Any:
     return modules[1]
+
+
+@pytest.fixture
+def ggml(modules: tuple[Any, ...]) -> Any:
+    return modules[2]
+
+
+def decoded(data: bytes, kind: str) -> np.ndarray:
+    """Numbers of blocks of 32, one at a time, as ggml's description of its blocks has them."""
+    values = []
+    for at in range(0, len(data), {"q8_0": 34, "q4_0": 18}[kind]):
+        [scale] = struct.unpack_from("<e", data, at)
+        if kind == "q8_0":
+            values += [scale * number for number in struct.unpack_from("<32b", data, at + 2)]
+        else:
+            packed = data[at + 2 : at + 18]
+            values += [scale * ((byte & 15) - 8) for byte in packed] + [scale * ((byte >> 4) - 8) for byte in packed]
+    return np.array(values, np.float32)
 
 
 def test_a_worker_answers(peers: Any) -> None:
@@ -148,3 +171,40 @@ def test_a_peer_without_an_interpreter_is_named(generate: Any) -> None:
     assert not comparison._has_python("HF PyTorch float32")
     assert comparison.missing == {"HF PyTorch float32": "--reference was not given"}
     assert comparison._has_python("tfgptj float32")
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("q8_0", 127), ("q4_0", 8)])
+def test_blocks_of_ggml(ggml: Any, kind: str, steps: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    values[1, :32] = 0
+    values[2, 5], values[2, 40] = 6, -6  # the farthest from zero, on either side
+    back = decoded(ggml.KINDS[kind].encode(values).tobytes(), kind).reshape(values.shape)
+    blocks, found = values.reshape(-1, 32), back.reshape(-1, 32)
+    step = np.abs(blocks).max(1, keepdims=True) / steps
+    rounding = np.abs(blocks) * 2**-10  # of the scale to float16
+    # In 4 bits there are 8 steps on the side of the farthest number and 7 on the other: at its end one is off by one.
+    far = 1.0 if kind == "q4_0" else 0.5
+    assert (np.abs(found - blocks) <= far * step + rounding).all()
+    assert np.abs(found - blocks).mean() < 0.3 * step.mean()
+    assert not back[1, :32].any() and back[2, 5] == pytest.approx(6, rel=1e-3)
+    assert back[2, 40] == pytest.approx(-6, rel=1e-3)
+
+
+def test_file_of_ggml(ggml: Any, tmp_path: Path) -> None:
+    config = {"vocab_size": 11, "n_positions": 16, "n_embd": 32, "n_head": 2, "n_layer": 1, "rotary_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    matrix = np.random.default_rng(0).standard_normal((1500, 32)).astype(np.float16)  # in two pieces
+    vector = np.arange(3, dtype=np.float32)
+    save_file({"a.weight": matrix, "b.bias": vector, "h.attn.bias": vector}, tmp_path / "model.safetensors")
+    ggml.write_ggml(tmp_path, tmp_path / "file", "q4_0")
+    data = (tmp_path / "file").read_bytes()
+    assert data.startswith(b"lmgg") and struct.unpack_from("<8I", data, 4) == (11, 16, 32, 2, 1, 8, 2002, 11)
+    at = 36 + sum(4 + len(str(token)) for token in range(11))
+    assert data[36:46] == b"\1\0\0\x000\1\0\0\x001" and data[at - 2 : at] == b"10"
+    assert struct.unpack_from("<5I8s", data, at) == (2, 8, 2, 32, 1500, b"a.weight")
+    at += 28 + 1500 * 18
+    assert decoded(data[at - 1500 * 18 : at], "q4_0") == pytest.approx(matrix.ravel(), abs=0.6)
+    assert data[at:] == struct.pack("<4I6s3f", 1, 6, 0, 3, b"b.bias", *vector)
+    save_file({"a.weight": matrix[:, :31].copy()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="^a.weight: rows of 31 numbers cannot be cut into blocks of 32$"):
+        ggml.write_ggml(tmp_path, tmp_path / "file", "q4_0")

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from tfgptj.errors import ConfigError
+from tfgptj.in_turn import in_turn, pays
 
 
 def _exact_gelu(x: Any) -> Any:
@@ -22,6 +23,8 @@ def _exact_gelu(x: Any) -> Any:
 # (1 + tanh z) / 2 is the sigmoid of 2 z, and 2 z = x (_LINEAR + _CUBIC x^2).
 _LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
+
+_PARTS = 8  # in which narrow numbers are widened
 
 
 def _tanh_gelu(x: Any) -> Any:
@@ -76,18 +79,30 @@ def _tanh_gelu_and_gradient(x: Any) -> tuple[Any, Callable[[Any], Any]]:
     """In float32 or wider: TensorFlow's bfloat16 operators widen and round each time, which takes longer."""
     wide = keras.backend.result_type(x.dtype, "float32")
 
-    def parts() -> tuple[Any, Any, Any]:
-        wider = ops.cast(x, wide)
-        square = ops.square(wider)
-        return wider, square, ops.sigmoid(wider * (_LINEAR + _CUBIC * square))
+    def value(x: Any) -> Any:
+        x = ops.cast(x, wide)
+        return x * ops.sigmoid(x * (_LINEAR + _CUBIC * ops.square(x)))
 
-    def gradient(upstream: Any) -> Any:
-        wider, square, share = parts()
-        slope = share * (1.0 + (wider - wider * share) * (_LINEAR + 3.0 * _CUBIC * square))
-        return ops.cast(slope * ops.cast(upstream, wide), x.dtype)
+    def slope(x: Any, upstream: Any) -> Any:
+        x = ops.cast(x, wide)
+        square = ops.square(x)
+        share = ops.sigmoid(x * (_LINEAR + _CUBIC * square))
+        slopes = share * (1.0 + (x - x * share) * (_LINEAR + 3.0 * _CUBIC * square))
+        return slopes * ops.cast(upstream, wide)
 
-    wider, _, share = parts()
-    return ops.cast(wider * share, x.dtype), gradient
+    return _elementwise(value, x), lambda upstream: _elementwise(slope, x, upstream)
+
+
+def _elementwise(function: Callable[..., Any], *arrays: Any) -> Any:
+    """A function of narrow numbers that widens them: on CPUs of an eighth at a time, which is also faster there."""
+    import tensorflow as tf
+
+    like, width = arrays[0], arrays[0].shape[-1]
+    if like.dtype.size >= 4 or width % _PARTS or not pays():
+        return tf.cast(function(*arrays), like.dtype)
+    parts = [tf.reshape(array, (_PARTS, -1)) for array in arrays]
+    [result] = in_turn(lambda i: [tf.cast(function(*(part[i] for part in parts)), like.dtype)], parts[:1])
+    return tf.reshape(result, tf.shape(like))
 
 
 class ParametricReLU(keras.layers.Layer):

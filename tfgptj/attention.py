@@ -11,7 +11,8 @@ import keras
 from keras import ops
 
 from tfgptj.config import GPTJConfig
-from tfgptj.lean_attention import mixed_by_heads, pays
+from tfgptj.in_turn import pays
+from tfgptj.lean_attention import mixed_by_heads
 from tfgptj.products import leading
 from tfgptj.projection import Projection
 from tfgptj.rotary import apply_rotary

@@ -96,6 +96,13 @@ class GPTJHead(GPTJBase):
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras's; a step that made the optimizer's variables would be traced twice by TensorFlow, and kept twice."""
+        if keras.backend.backend() == "tensorflow" and self.trainable_weights and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def train_step(self, *args: Any) -> Any:
         """Keras's, of `micro_batches` parts; without logits where they are not needed."""
         with self._features_only():

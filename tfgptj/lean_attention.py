@@ -8,10 +8,9 @@ Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", for a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import keras
+from tfgptj.in_turn import in_turn
 
 
 class _Heads(NamedTuple):
@@ -24,15 +23,6 @@ class _Heads(NamedTuple):
     count: Any  # heads of a row
     scale: float
     masked: float
-
-
-def pays() -> bool:
-    """Whether heads are to be taken in turn: on TensorFlow's CPU. A GPU wants them side by side."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not tf.config.list_physical_devices("GPU")
 
 
 def mixed_by_heads(query: Any, key: Any, value: Any, mask: Any, scale: float, masked: float) -> Any:
@@ -56,11 +46,11 @@ def mixed_by_heads(query: Any, key: Any, value: Any, mask: Any, scale: float, ma
         shape = tf.shape(query)
         heads = _Heads(_rows(query), _rows(key), _rows(value), mask, shape[1], scale, masked)
         mix = lambda i: [tf.matmul(tf.cast(_weights(heads, i), value.dtype), heads.value[i])]  # noqa: E731
-        [result] = _over_heads(mix, [heads.value])
+        [result] = in_turn(mix, [heads.value])
 
         def gradient(upstream: Any) -> Any:
             upstream = _rows(upstream)
-            found = _over_heads(lambda i: _gradients(heads, i, upstream[i]), [*heads[:3]])
+            found = in_turn(lambda i: _gradients(heads, i, upstream[i]), [*heads[:3]])
             return [tf.reshape(x, shape) for x in found]
 
         return tf.reshape(result, shape), gradient
@@ -73,20 +63,6 @@ def _rows(x: Any) -> Any:
     import tensorflow as tf
 
     return tf.reshape(x, (-1, tf.shape(x)[2] if x.shape[2] is None else x.shape[2], x.shape[3]))
-
-
-def _over_heads(function: Callable[[Any], list[Any]], like: list[Any]) -> list[Any]:
-    """What a function of a head's number gives, for all heads, one after the other; results are like these tensors."""
-    import tensorflow as tf
-
-    size = tf.shape(like[0])[0]
-
-    def body(i: Any, arrays: Any) -> Any:
-        return i + 1, [array.write(i, x) for array, x in zip(arrays, function(i), strict=True)]
-
-    arrays = [tf.TensorArray(x.dtype, size, element_shape=x.shape[1:]) for x in like]
-    _, arrays = tf.while_loop(lambda i, _: i < size, body, (tf.constant(0), arrays), parallel_iterations=1)
-    return [array.stack() for array in arrays]
 
 
 def _weights(heads: _Heads, i: Any) -> Any:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
-# By the name of the option that benchmarks take an interpreter with; versions as in tests/fixtures.
+# What pip is given, by the name of the option that benchmarks take an interpreter with; versions as in tests/fixtures.
 ENVIRONMENTS = {
     "reference": (
         *("torch==2.13.0", "transformers==4.57.6", "safetensors==0.8.0", "numpy"),
         *("tensorflow-cpu==2.21.0", "tf-keras==2.21.0"),
     ),
     "ctranslate2": ("ctranslate2==4.8.5", "torch==2.13.0", "transformers==4.57.6", "safetensors==0.8.0"),
+    # Ready binaries know no more than AVX2; compiled for a processor with AVX-VNNI it decodes up to 40 % faster.
+    "ggml": (
+        *("--no-binary=ctransformers", "--no-cache-dir"),
+        *("ctransformers==0.2.27", "safetensors==0.8.0", "numpy"),
+    ),
     "kerashub": ("keras-hub==0.32.0", "keras==3.15.1", "tensorflow-cpu==2.21.0"),
 }
+COMPILED = {"CFLAGS": "-march=native", "CXXFLAGS": "-march=native"}  # what is compiled, is for this processor
 DONE = "packages.txt"  # in an environment that has all of its packages: which ones
 
 
@@ -48,7 +55,7 @@ def python_of(name: str, home: Path) -> Path:
         raise EnvironmentFailed(f"{directory}: {error}") from None
     done.write_text("")  # ours, and not finished
     command = [str(python), "-m", "pip", "install", "--quiet", *ENVIRONMENTS[name]]
-    found = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    found = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | COMPILED)
     if found.returncode:
         raise EnvironmentFailed((found.stderr.strip() or "pip said nothing").splitlines()[-1])
     done.write_text(wanted)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ class Generator(Peer):
 
     own_format = ""  # what is added to the checkpoint's name for weights in the library's own format
     fewest_tokens: dict[str, int] = {}  # that a mode can add, where it is not 1
+    most_rows = sys.maxsize  # texts at once
 
     def __init__(self, checkpoint: Path, dtype: str) -> None:
         self.checkpoint, self.dtype = checkpoint, dtype
@@ -109,7 +111,7 @@ class Ours(Generator):
         self.model = TFGPTJForCausalLM.from_pretrained(self.checkpoint, dtype=self.dtype)
 
     def generate(self, mode: str, ids: Any, new: int) -> Any:
-        options = {"max_new_tokens": new, "eos_token_id": None, "jit_compile": mode == "XLA"}
+        options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "jit_compile": mode == "XLA"}
         return self.model.generate(ids, **options)[:, ids.shape[1] :]
 
     def facts(self) -> dict[str, Any]:
@@ -142,7 +144,8 @@ class LiteRT(Generator):
         self.model = LiteRTGPTJForCausalLM.from_pretrained(self.directory(self.checkpoint, self.dtype))
 
     def generate(self, mode: str, ids: Any, new: int) -> Any:
-        return self.model.generate(ids, max_new_tokens=new, eos_token_id=None)[:, ids.shape[1] :]
+        options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None}
+        return self.model.generate(ids, **options)[:, ids.shape[1] :]
 
 
 class Bandwidth(Generator):
@@ -254,6 +257,61 @@ class CTranslate2(Generator):
         return [row.sequences_ids[0] for row in found]
 
 
+class GGML(Generator):
+    """ggml's GPT-J, by ctransformers: "q8_0" or "q4_0", blocks of 32 numbers with one scale. It has no batches.
+
+    Its own `generate` would keep the beginning of a prompt that it has seen before, and sorts to sample; so the prompt
+    is evaluated anew here, and the likeliest token looked up in its memory.
+    """
+
+    packages = ("ctransformers", "numpy")
+    own_format = "-ggml"
+    most_rows = 1
+    batch = 128  # tokens of a prompt at once: of 8, 32, 128 and 512 the fastest
+
+    @classmethod
+    def convert(cls, checkpoint: Path, target: Path) -> None:
+        """One file of each kind."""
+        from ggml_file import KINDS, write_ggml
+
+        for kind in KINDS:
+            write_ggml(checkpoint, target / f"{kind}.bin", kind)
+
+    def load(self) -> None:
+        import ctypes
+
+        from ctransformers.llm import LLM, Config
+
+        path = self.converted(self.checkpoint) / f"{self.dtype}.bin"
+        self.model = LLM(str(path), "gptj", config=Config(threads=processors(), batch_size=self.batch))
+        # What a token takes in the first call is what it reserves later: so a token that looks back at all others.
+        last = self.model.context_length - 1
+        self.model.ctransformers_llm_batch_eval((ctypes.c_int * 1)(), 1, last, 1, processors())
+
+    def generate(self, mode: str, ids: Any, new: int) -> Any:
+        [row] = ids.tolist()
+        self.model.reset()
+        self.model.eval(row)
+        found = [self.likeliest()]
+        while len(found) < new:
+            self.model.eval(found[-1:])
+            found.append(self.likeliest())
+        return [found]
+
+    def likeliest(self) -> int:
+        """The token with the largest logit."""
+        import numpy as np
+
+        logits = np.ctypeslib.as_array(self.model.ctransformers_llm_logits_data(), (self.config["vocab_size"],))
+        return int(logits.argmax())
+
+    def facts(self) -> dict[str, Any]:
+        """What others say, and for which processors it was compiled: "local" is this one."""
+        from ctransformers.lib import find_library
+
+        return {**super().facts(), "compiled_for": Path(find_library()).parent.name}
+
+
 class KerasHub(Generator):
     """KerasHub's GPT-NeoX of the same sizes, with random weights: it has no GPT-J.
 
@@ -313,7 +371,7 @@ LITERT: dict[str, dict[str, int]] = {
     "int4": {"bits": 4},
     "int4-wide": {"bits": 4, "block_size": 0},
 }
-CLASSES = {cls.__name__: cls for cls in (Ours, LiteRT, Bandwidth, HFTensorFlow, HFTorch, CTranslate2, KerasHub)}
+CLASSES = {cls.__name__: cls for cls in (Ours, LiteRT, Bandwidth, HFTensorFlow, HFTorch, CTranslate2, GGML, KerasHub)}
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Every comparison of this directory in one run, and one report of them: who is ahead, who is behind, what is missing.
 
     python tests/benchmarks/report.py [--output report] [--quick] [--full-size] [--only NAME ...]
-        [--environments DIRECTORY] [--reference PYTHON] [--ctranslate2 PYTHON] [--kerashub PYTHON] [--memory 20]
+        [--environments DIRECTORY] [--reference PYTHON] [--ctranslate2 PYTHON] [--ggml PYTHON] [--kerashub PYTHON]
+        [--memory 20]
 
 Writes DIRECTORY/report.md and report.json, and what each script said into DIRECTORY/logs. The libraries that tfgptj is
 compared with are installed into virtual environments of their own, in `build/environments` or where `--environments`
@@ -79,8 +80,9 @@ COMPARISONS = {
         report_rows.training, ("reference",), writes_file=True,
     ),
     "few bits": Comparison(
-        "LiteRT's kernels beside CTranslate2's.", "litert.py", ("CHECKPOINT",),
-        ("CHECKPOINT", "--scenarios", "1x32", "--new=8", *FEW), report_rows.few_bits, ("ctranslate2",),
+        "LiteRT's kernels beside CTranslate2's and ggml's.", "litert.py", ("CHECKPOINT",),
+        ("CHECKPOINT", "--scenarios", "1x32", "--new=8", *FEW), report_rows.few_bits,
+        ("ctranslate2", "ggml"),
         writes_file=True,
     ),
     "LoRA": Comparison(
@@ -236,7 +238,8 @@ def interpreters(options: Any, needed: set[str]) -> dict[str, Path | Environment
 
 def packages_of(python: Path) -> list[str]:
     """What is installed beside an interpreter, of the packages that environments are made of."""
-    names = sorted({text.split("==")[0] for texts in ENVIRONMENTS.values() for text in texts})
+    texts = {text for texts in ENVIRONMENTS.values() for text in texts if not text.startswith("-")}
+    names = sorted(text.split("==")[0] for text in texts)
     program = """
 import sys
 from importlib.metadata import distributions

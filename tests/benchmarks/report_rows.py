@@ -14,6 +14,13 @@ RIVAL, WAY, LIMIT = "another library", "another way of ours", "a limit"
 
 MEASURES = {"first_token": "first token", "decode": "each further step"}
 
+# Whom each of ours stands beside, in `litert.py`.
+FEW_BITS = {
+    "LiteRT int8": ("CTranslate2 int8", "ggml q8_0"),
+    "LiteRT int4": ("CTranslate2 int8", "ggml q4_0"),
+    "LiteRT int4-wide": ("CTranslate2 int8", "ggml q4_0"),
+}
+
 
 class Spread(NamedTuple):
     """Median, least and most."""
@@ -120,19 +127,21 @@ def training(found: Any) -> list[Row]:
 
 
 def few_bits(found: Any) -> list[Row]:
-    """`litert.py`: each number of bits beside CTranslate2's 8."""
-    rows, rival = [], "CTranslate2 int8"
-    for key, ours in found["samples_ms"].items():
-        name, scenario, what = key.split(" | ")
-        theirs = found["samples_ms"].get(f"{rival} | {scenario} | {what}")
-        if name != rival and theirs:
-            rows.append(compared(f"{MEASURES[what]}, {scenario}", "ms", (f"tfgptj {name}", ours), (rival, theirs)))
-    if rival in found["peers"]:
-        peaks = {name: [facts["memory"]["peak"] / 2**20] for name, facts in found["peers"].items()}
-        for name in peaks.keys() - {rival}:
-            sides = (f"tfgptj {name}", peaks[name]), (rival, peaks[rival])
-            rows.append(compared("peak memory of the process", "MiB", *sides))
-    return sorted(rows, key=lambda row: row.asked == "peak memory of the process")
+    """`litert.py`: each number of bits beside CTranslate2's 8, and ggml's of as many."""
+    rows, memory = [], []
+    peaks = {name: [facts["memory"]["peak"] / 2**20] for name, facts in found["peers"].items()}
+    for ours, rivals in FEW_BITS.items():
+        for rival in rivals:
+            for key, theirs in found["samples_ms"].items():
+                name, scenario, what = key.split(" | ")
+                mine = found["samples_ms"].get(f"{ours} | {scenario} | {what}")
+                if name == rival and mine:
+                    sides = (f"tfgptj {ours}", mine), (rival, theirs)
+                    rows.append(compared(f"{MEASURES[what]}, {scenario}", "ms", *sides))
+            if ours in peaks and rival in peaks:
+                sides = (f"tfgptj {ours}", peaks[ours]), (rival, peaks[rival])
+                memory.append(compared("peak memory of the process", "MiB", *sides))
+    return rows + memory
 
 
 def loading(found: Iterable[Any]) -> list[Row]:
