@@ -17,7 +17,7 @@ PRIVATE = re.compile(r"(?<![\w.:/])/(?:tmp|home|root|usr|var|opt|mnt|Users)/|[A-
 # Fewer steps and measurements, where nothing that comes after needs a model that has learnt.
 SHORTER = {
     "02_causal_language_modeling": {"ROUNDS, STEPS = 6, 10": "ROUNDS, STEPS = 2, 3"},
-    "04_question_answering": {"BATCH, ROUNDS, STEPS = 16, 5, 18": "BATCH, ROUNDS, STEPS = 16, 2, 3"},
+    "04_question_answering": {"BATCH, ROUNDS, STEPS = 16, 5, 18": "BATCH, ROUNDS, STEPS = 16, 2, 6"},
     "06_cpu_inference": {"rounds=12": "rounds=3"},
     "07_multi_gpu_training": {"STEPS = 12": "STEPS = 4"},
 }
