@@ -82,6 +82,19 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_compiled_twice(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """JAX compiles for each model anew, and for most the same: it finds again on disk what it has compiled before."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _graphs_run_as_traced(request: pytest.FixtureRequest) -> Iterator[None]:
     """TensorFlow improves each graph before its first run, which takes a sixth of the tests' time.
@@ -118,18 +131,25 @@ def eager_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def eager_generation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same of `generate`, whose few tokens take less than to trace the loop."""
-    from tfgptj.generation.compiling import Compiled, plain_graph
+def eager_generation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of `generate`, whose few tokens take less than to trace the loop.
 
-    def eager(self: Compiled, static: Any, tensors: Any) -> Any:
-        def run(*tensors: Any) -> Any:
-            with plain_graph():
-                return self._traced(static, tensors)
+    Not with XLA, nor in tests marked `compiled`; no program that was compiled is used, and none is kept.
+    """
+    import keras
 
-        return run
+    from tfgptj.generation.compiling import Compiled, plain_graph, runs_itself
 
-    monkeypatch.setattr(Compiled, "_for_tensorflow", eager)
+    compiled = Compiled.__call__
+
+    def call(self: Compiled, static: Any, *tensors: Any) -> Any:
+        if self.jit_compile or runs_itself(self.model):
+            return compiled(self, static, *tensors)
+        with plain_graph():
+            return self.function(self.model, static, *tensors)
+
+    if keras.backend.backend() == "tensorflow" and request.node.get_closest_marker("compiled") is None:
+        monkeypatch.setattr(Compiled, "__call__", call)
 
 
 @pytest.fixture(autouse=True, scope="module")

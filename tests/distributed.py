@@ -156,7 +156,6 @@ def mirrored(directory: Path) -> dict[str, Any]:
         "predict": difference(alone.predict(IDS, verbose=0), model.predict(IDS, batch_size=4, verbose=0)),
         "texts": [text == texts[0] for text in texts],
         "saved": max(difference(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True)),
-        "mixed_bfloat16": compare(scope, dtype="mixed_bfloat16", optimizer=sgd),
         "AdamW, clipped": compare(scope, optimizer=clipping),
         "interrupted": interrupted_run(scope, directory / "checkpoints"),
     }
@@ -170,6 +169,7 @@ def others(directory: Path) -> dict[str, Any]:
         "heads": heads(scope, sgd),
         "SGD": compare(scope, optimizer=sgd),
         "LoRA": compare(scope, lora=2),
+        "mixed_bfloat16": compare(scope, dtype="mixed_bfloat16", optimizer=sgd),
         "mixed_float16": compare(scope, dtype="mixed_float16", optimizer=sgd),
         "Keras clips": compare(scope, optimizer=lambda: sgd(global_clipnorm=0.5)),
         "Adafactor, clipped": compare(scope, optimizer=lambda: Adafactor(1e-2, clipnorm=0.01)),

@@ -22,6 +22,7 @@ from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
 
 core = pytest.mark.core  # what must pass on Keras's other backends too
+pytestmark = pytest.mark.usefixtures("eager_generation")
 PROMPTS, MASK = np.array([[5, 9, 3], [8, 0, 0]]), np.array([[1, 1, 1], [1, 0, 0]])
 PACKAGED = GPTJTokenizer.from_pretrained("shakespeare")
 BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}
@@ -47,6 +48,7 @@ def model() -> TFGPTJForCausalLM:
     ids=["beams", "drawn", "groups", "contrastive"],
 )
 @core
+@pytest.mark.compiled
 def test_steps_make_what_the_compiled_loop_makes(model: TFGPTJForCausalLM, search: dict[str, Any]) -> None:
     compiled = model.generate(PROMPTS, MASK, **OPTIONS, **search)
     stepped = model.generate(PROMPTS, MASK, logits_processor=lambda ids, scores: scores, **OPTIONS, **search)

@@ -24,6 +24,7 @@ from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
 
 core = pytest.mark.core  # what must pass on Keras's other backends too
+pytestmark = pytest.mark.usefixtures("eager_generation")
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 # The functions of a case see the number of a row, or the width of all: its rows belong together.
 OF_THE_BATCH = {"prefix_allowed_tokens_fn", "stopping_criteria"}
@@ -173,6 +174,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("options", elsewhere(KINDS, DRAWN))
+@pytest.mark.compiled
 def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM, options: dict[str, Any]) -> None:
     options = {**options, "max_new_tokens": 10, "eos_token_id": [10, 31], "pad_token_id": 0}
     returned = options["num_return_sequences"]
@@ -187,6 +189,7 @@ def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM
 
 
 @core
+@pytest.mark.compiled
 def test_long_searches_cross_chunks(model: TFGPTJForCausalLM) -> None:
     options = {"num_beams": 3, "max_new_tokens": 2 * CHUNK + 3, "eos_token_id": None}
     whole = model.generate([[8, 20]], **options)
@@ -280,6 +283,7 @@ def test_what_does_not_go_together_is_refused(model: TFGPTJForCausalLM, options:
 
 
 @core
+@pytest.mark.compiled
 def test_strongly_shortened_texts_are_found(model: TFGPTJForCausalLM) -> None:
     # Their scores are below -1e9, at which Hugging Face takes texts for missing.
     options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 60, "length_penalty": -5}
@@ -304,6 +308,7 @@ def test_numbers_that_are_not_finite_are_an_error(model: TFGPTJForCausalLM) -> N
 
 @pytest.mark.skipif(not TENSORFLOW, reason="traces are counted on TensorFlow, whose graphs leave the shapes open")
 @core
+@pytest.mark.compiled
 def test_one_trace_serves_every_length_and_batch(model: TFGPTJForCausalLM) -> None:
     fresh = TFGPTJForCausalLM(model.config)
     for length in range(1, 6):

@@ -14,7 +14,7 @@ from tfgptj.errors import GenerationError
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_generation")]
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 CASES = {case["name"]: case for case in cases("retired") if case["name"].startswith("contrastive")}
 REPRESENTATIVE = ("contrastive", "contrastive_guidance", "contrastive_many_processors")
@@ -64,6 +64,7 @@ def test_xla_gives_the_same(model: TFGPTJForCausalLM, name: str) -> None:
         np.testing.assert_array_equal(ids, arrays("retired")[f"{name}/sequences"])
 
 
+@pytest.mark.compiled
 def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM) -> None:
     options = {"penalty_alpha": 0.6, "top_k": 4, "max_new_tokens": 12, "eos_token_id": None}
     alone = model.generate([[8, 20]], **options)[:, 2:]

@@ -38,6 +38,7 @@ from tfgptj.generation.prompts import Rows, check_seed, negative_rows, random_ro
 from tfgptj.heads import TFGPTJForCausalLM
 
 pytestmark = pytest.mark.core
+eager = pytest.mark.usefixtures("eager_generation")
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
@@ -59,6 +60,7 @@ def small() -> TFGPTJForCausalLM:
         {"forced_bos_token_id": 5, "suppress_tokens": [5], "do_sample": True},
     ],
 )
+@eager
 def test_every_token_forbidden(model: TFGPTJForCausalLM, parameters: dict[str, Any]) -> None:
     with pytest.raises(NonFiniteLogitsError, match="every token of the vocabulary was forbidden: loosen the"):
         model.generate([[9]], max_new_tokens=4, **parameters)
@@ -81,11 +83,13 @@ def broken_model() -> TFGPTJForCausalLM:
         {"return_dict_in_generate": True, "output_scores": True},
     ],
 )
+@eager
 def test_broken_weights_are_an_error(options: dict[str, Any]) -> None:
     with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits within 1 new tokens"):
         broken_model().generate([[1]], max_new_tokens=1, **options)
 
 
+@eager
 def test_invalid_logits_can_be_removed() -> None:
     broken = broken_model()
     with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits within 1 new tokens"):
@@ -154,6 +158,7 @@ ENDING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ENDING if TENSORFLOW else ["greedy", "step by step"])
+@eager
 def test_finished_rows_may_be_filled_with_a_token_that_there_is_not(model: TFGPTJForCausalLM, name: str) -> None:
     def rows(pad: int) -> np.ndarray:
         options = {"max_new_tokens": 6, "eos_token_id": 39, "pad_token_id": pad, **ENDING[name]}
@@ -166,6 +171,7 @@ def test_finished_rows_may_be_filled_with_a_token_that_there_is_not(model: TFGPT
         np.testing.assert_array_equal(rows(pad), np.where(expected == 63, pad, expected))
 
 
+@eager
 def test_more_beams_than_tokens_find_the_best_of_all(model: TFGPTJForCausalLM) -> None:
     prompt = [8, 20]
     texts = np.array([[*prompt, token] for token in range(64)])
@@ -181,6 +187,7 @@ def test_more_beams_than_tokens_find_the_best_of_all(model: TFGPTJForCausalLM) -
 # Memory
 
 
+@eager
 def test_too_much_memory_is_refused_with_the_numbers(model: TFGPTJForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
     assert model.generate([[1, 2]], max_new_tokens=4).shape[0] == 1

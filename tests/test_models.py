@@ -308,3 +308,14 @@ def test_resizing_without_an_lm_head(cls: type) -> None:
 def test_resizing_errors(size: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         TFGPTJModel(config()).resize_token_embeddings(size)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_outputs_are_what_the_built_model_tells(policy: str) -> None:
+    model = TFGPTJForCausalLM(config(output_hidden_states=True, output_attentions=True), dtype=policy)
+    told, given = keras.tree.flatten(model.output), keras.tree.flatten(model(IDS))
+    assert len(told) == 1 + 3 + 2  # logits, hidden states, attentions
+    for one, other in zip(told, given, strict=True):
+        assert one.dtype == keras.backend.standardize_dtype(other.dtype)
+        assert all(size in (None, real) for size, real in zip(one.shape, other.shape, strict=True))

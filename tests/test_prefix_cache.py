@@ -25,6 +25,7 @@ from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
 
 BACKEND = keras.backend.backend()
+eager_generation = pytest.mark.usefixtures("eager_generation")
 CONFIG = GPTJConfig(
     vocab_size=61,
     n_positions=96,
@@ -150,6 +151,7 @@ def test_the_same_with_xla(model: TFGPTJForCausalLM) -> None:
     assert cache.last_call == Reuse(40, 24)
 
 
+@eager_generation
 def test_bfloat16() -> None:
     model, cache = new_model(dtype="bfloat16"), PrefixCache()
     generate(model, beginning(12, 20), prefix_cache=cache)
@@ -174,6 +176,7 @@ def test_a_talk_that_grows_is_read_once(model: TFGPTJForCausalLM) -> None:
     assert cache.last_call.reused == len(answer) - NEW - (3 if BACKEND != "jax" else 16)
 
 
+@eager_generation
 def test_drafts(model: TFGPTJForCausalLM) -> None:
     cache, drafts = PrefixCache(), {"prompt_lookup_num_tokens": 3, "max_new_tokens": 20}
     expected = generate(model, TEXT[:20], **drafts)
@@ -197,6 +200,7 @@ def test_of_a_row_that_ended_its_text_is_kept(model: TFGPTJForCausalLM) -> None:
     assert len(cache) == 10  # with the token that ended it, which was read while the other row went on
 
 
+@eager_generation
 def test_of_beams_the_prompt_is_kept(model: TFGPTJForCausalLM) -> None:
     cache = PrefixCache()
     generate(model, TEXT[:8], prefix_cache=cache, num_beams=3)
@@ -238,6 +242,7 @@ def test_of_a_longer_text_the_beginning_is_kept(model: TFGPTJForCausalLM) -> Non
     assert cache.last_call == Reuse(20, 7)
 
 
+@eager_generation
 def test_a_failed_call_leaves_nothing(changing: TFGPTJForCausalLM) -> None:
     model, cache = changing, PrefixCache()
     model.lm_head.dense.bias.assign(np.full(61, np.nan, "float32"))
@@ -386,6 +391,7 @@ def test_rows_of_odd_length_are_summed_too() -> None:
     assert weights_mark(model) != mark
 
 
+@eager_generation
 def test_lora_and_quantization_are_noticed() -> None:
     model, cache = new_model(), PrefixCache()
     generate(model, TEXT[:20], prefix_cache=cache)
@@ -401,6 +407,7 @@ def test_lora_and_quantization_are_noticed() -> None:
 
 
 @pytest.mark.core
+@eager_generation
 def test_another_model_finds_nothing(model: TFGPTJForCausalLM) -> None:
     cache, other = PrefixCache(check_weights=False), new_model(5)
     generate(model, TEXT[:20], prefix_cache=cache)
@@ -410,6 +417,7 @@ def test_another_model_finds_nothing(model: TFGPTJForCausalLM) -> None:
     assert cache.last_call == Reuse(20, 0)  # one at a time
 
 
+@eager_generation
 def test_a_cache_does_not_keep_a_model() -> None:
     import weakref
 

@@ -27,6 +27,7 @@ from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.tokenizer import GPTJTokenizer
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
+eager = pytest.mark.usefixtures("eager_generation")
 CASES = {case["name"]: case for case in cases("strategies") if case["name"].startswith(("lookup", "assisted"))}
 REPRESENTATIVE = ("lookup_10_3", "lookup_bad_words", "assisted_heuristic_3", "assisted_confidence")
 LOOKUP = {"prompt_lookup_num_tokens": 5}
@@ -89,6 +90,7 @@ def with_drafts(draft: TFGPTJForCausalLM, name: str) -> dict[str, Any]:
 
 @pytest.mark.core
 @pytest.mark.parametrize("name", foremost(CASES, *REPRESENTATIVE))
+@eager
 def test_ids_and_steps_are_hugging_face_s(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str) -> None:
     found = arrays("strategies")
     inputs = (found[f"{name}/input_ids"], found[f"{name}/attention_mask"])
@@ -104,6 +106,7 @@ def test_ids_and_steps_are_hugging_face_s(model: TFGPTJForCausalLM, draft: TFGPT
         assert output.draft_steps is None
 
 
+@eager
 def test_everything_else_is_hugging_face_s(model: TFGPTJForCausalLM) -> None:
     wanted = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
     found, name = arrays("strategies"), "lookup_full"
@@ -333,6 +336,7 @@ def test_numbers_do_not_need_another_program() -> None:
 
 
 @pytest.mark.core
+@eager
 def test_several_rows_come_out_as_together(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM) -> None:
     draft.generation_config = None
     ids, mask = np.array([[*TWICE], [0] * 6 + [3, 50, 3]]), np.array([[1] * 9, [0] * 6 + [1] * 3])
@@ -355,6 +359,7 @@ def test_several_rows_come_out_as_together(model: TFGPTJForCausalLM, draft: TFGP
     assert steps < 2 * 4 * 16
 
 
+@eager
 def test_hidden_states_of_several_rows(model: TFGPTJForCausalLM) -> None:
     ids, mask = np.array([[*TWICE], [0] * 6 + [3, 50, 3]]), np.array([[1] * 9, [0] * 6 + [1] * 3])
     wanted = {"output_hidden_states": True, "output_attentions": True, "max_new_tokens": 6, "eos_token_id": None}
@@ -421,6 +426,7 @@ def test_streams_stop_strings_and_pipelines(speller: tuple[TFGPTJForCausalLM, GP
         assert "".join(write.stream(prompt, stop_strings="z")) == "defghijklmnopqrstuvwxy"
 
 
+@eager
 def test_criteria_see_each_token(counter: TFGPTJForCausalLM) -> None:
     seen: list[list[int]] = []
 
@@ -435,6 +441,7 @@ def test_criteria_see_each_token(counter: TFGPTJForCausalLM) -> None:
         assert seen == [[*range(40), *range(n + 1)] for n in range(13)]
 
 
+@eager
 def test_functions_are_called_as_without_drafts(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM) -> None:
     draft.generation_config = None
     calls: list[Any] = []
@@ -447,7 +454,7 @@ def test_functions_are_called_as_without_drafts(model: TFGPTJForCausalLM, draft:
         calls.append(ids.tolist())
         return scores + np.arange(64) % 3
 
-    options = {"max_new_tokens": 10, "eos_token_id": None, **DRAWN, "seed": 1}
+    options = {"max_new_tokens": 6, "eos_token_id": None, **DRAWN, "seed": 1}
     for functions in ({"prefix_allowed_tokens_fn": allowed}, {"logits_processor": favour}):
         results = []
         for drafts in ({}, LOOKUP, {"assistant_model": draft}):
@@ -522,6 +529,7 @@ def test_what_does_not_go_together_is_refused(counter: TFGPTJForCausalLM, option
         generate(counter, [[1]], None, None, **options)
 
 
+@eager
 def test_an_assistant_with_too_few_positions(counter: TFGPTJForCausalLM) -> None:
     assistant = taught(cycle(40), n_positions=30)
     assert counter.generate([[1, 2]], max_new_tokens=28, assistant_model=assistant).shape == (1, 30)
@@ -530,6 +538,7 @@ def test_an_assistant_with_too_few_positions(counter: TFGPTJForCausalLM) -> None
 
 
 @pytest.mark.core
+@eager
 def test_a_broken_assistant_is_named(counter: TFGPTJForCausalLM) -> None:
     assistant = taught(cycle(40))
     assistant.lm_head.dense.bias.assign(np.full(40, np.nan, "float32"))
@@ -539,6 +548,7 @@ def test_a_broken_assistant_is_named(counter: TFGPTJForCausalLM) -> None:
         assistant.generate([[1, 2]], max_new_tokens=5, assistant_model=counter)
 
 
+@eager
 def test_memory_is_counted_for_both_models(counter: TFGPTJForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr(memory, "check_memory", lambda needed, *rest: sizes.append(needed))

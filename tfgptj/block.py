@@ -80,6 +80,14 @@ class ParallelBlock(ConfiguredLayer):
         self.attn.build(shape)
         self.mlp.build(shape)
 
+    def compute_output_spec(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None) -> Any:
+        """What Keras needs to know while it builds a model; to find out, it would trace each block."""
+        y = keras.KerasTensor(x.shape, self.compute_dtype)
+        if not self.config.output_attentions:
+            return y
+        length = x.shape[1]
+        return y, keras.KerasTensor((x.shape[0], self.config.n_head, length, length), self.compute_dtype)
+
     def call(self, x: Any, sin: Any, cos: Any, mask: Any, training: bool | None = None) -> Any:
         if not (training and self.gradient_checkpointing):
             return self._forward(x, sin, cos, mask, training)

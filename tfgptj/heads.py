@@ -54,6 +54,10 @@ class LMHead(ConfiguredLayer):
         else:
             self.bias = self.add_weight(name="bias", shape=(self.config.vocab_size,), initializer="zeros")
 
+    def compute_output_spec(self, x: Any, training: bool | None = None) -> keras.KerasTensor:
+        """As :meth:`tfgptj.block.ParallelBlock.compute_output_spec`."""
+        return keras.KerasTensor((*x.shape[:-1], self.config.vocab_size), "float32")
+
     @property
     def is_quantized(self) -> bool:
         """Whether the matrix is one of few bits, whose products are Keras's own."""

@@ -7,12 +7,18 @@ single token takes 12 % less time so than with [in, out] in float32, and 43 % le
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import ops
 
 _MANY = 256  # rows from which the transpose of the result costs more than it brings
+
+# How the program that is being traced calls `for_any_rows`, which takes long to trace, where it has a better way than
+# to trace it for each matrix.
+SHARED: ContextVar[Callable[[Any, Any], Any] | None] = ContextVar("SHARED", default=None)
 
 
 def project(x: Any, matrix: Any, training: bool | None = None) -> Any:
@@ -51,19 +57,31 @@ def _product_for_tensorflow(rows: Any, matrix: Any, training: bool | None) -> An
     if training or matrix.dtype != tf.float32:
         return tf.matmul(rows, matrix, transpose_b=True)
 
-    # In float32 `tf.matmul` is at the memory's limit for one row, and for more of them far from it: it then reorders
-    # the matrix at every call. `tf.einsum` does not; in training that brings nothing.
-    def of_one() -> Any:
-        return tf.transpose(tf.matmul(matrix, tf.transpose(rows)))
-
-    def of_some() -> Any:
-        return tf.transpose(tf.einsum("NK,BK->NB", matrix, rows))
-
-    def of_many() -> Any:
-        return tf.einsum("BK,NK->BN", rows, matrix)
-
     count = rows.shape[0]
-    if count is not None:
-        return (of_one if count == 1 else of_some if count < _MANY else of_many)()
+    if count is None:
+        return (SHARED.get() or for_any_rows)(rows, matrix)
+    return _forms(rows, matrix)[0 if count == 1 else 1 if count < _MANY else 2]()
+
+
+def for_any_rows(rows: Any, matrix: Any) -> Any:
+    """The product in a graph of TensorFlow that learns the number of rows when it runs."""
+    import tensorflow as tf
+
+    of_one, of_some, of_many = _forms(rows, matrix)
     count = tf.shape(rows)[0]
     return tf.case([(count == 1, of_one), (count < _MANY, of_some)], default=of_many)
+
+
+def _forms(rows: Any, matrix: Any) -> tuple[Callable[[], Any], ...]:
+    """The product for one row, for some, and for many.
+
+    In float32 `tf.matmul` is at the memory's limit for one row, and for more of them far from it: it then reorders the
+    matrix at every call. `tf.einsum` does not; in training that brings nothing.
+    """
+    import tensorflow as tf
+
+    return (
+        lambda: tf.transpose(tf.matmul(matrix, tf.transpose(rows))),
+        lambda: tf.transpose(tf.einsum("NK,BK->NB", matrix, rows)),
+        lambda: tf.einsum("BK,NK->BN", rows, matrix),
+    )

@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from tfgptj.attention import WRITER
+from tfgptj.products import SHARED, for_any_rows
 
 # Dimensions that callers may change from call to call: in caches [B, N, S, H] the rows and the slots, in all else
 # [B, S or P, …] the first two. The rest of a shape belongs to the model.
@@ -73,7 +74,7 @@ class Compiled:
             return tf.TensorSpec(shape, tensor.dtype)
 
         def traced(*tensors: Any) -> Any:
-            with nullcontext() if self.jit_compile else plain_graph():
+            with nullcontext() if self.jit_compile else plain_graph(), shared_products():
                 return self._traced(static, tensors)
 
         signature = None if self.jit_compile else tf.nest.map_structure(open_shape, list(tensors))
@@ -111,6 +112,18 @@ def plain_graph() -> Iterator[None]:
         yield
     finally:
         WRITER.reset(before)
+
+
+@contextmanager
+def shared_products() -> Iterator[None]:
+    """In what is traced within, layers with matrices of one shape share a graph of their product: half the time."""
+    import tensorflow as tf
+
+    before = SHARED.set(tf.function(partial(for_any_rows), autograph=False))
+    try:
+        yield
+    finally:
+        SHARED.reset(before)
 
 
 def _write_in_place(cache: Any, slot: Any, new: Any) -> Any:
