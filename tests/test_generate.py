@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from tfgptj.config import GPTJConfig
 from tfgptj.errors import GenerationError, InputError, NonFiniteLogitsError
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.prompts import bucket
+from tfgptj.generation.run import Run
 from tfgptj.generation.strategies import new_run
 from tfgptj.heads import TFGPTJForCausalLM
 
@@ -181,6 +183,18 @@ def test_xla_compiles_once_per_bucket() -> None:
 def test_buckets_waste_under_a_third() -> None:
     for length in range(16, 5000):
         assert length <= bucket(length) < length * 1.5
+
+
+@pytest.mark.parametrize("options", [{}, {"logits_processor": [lambda ids, logits: logits]}], ids=["loop", "steps"])
+def test_nothing_of_a_generation_waits_for_garbage_to_be_collected(model: TFGPTJForCausalLM, options: Any) -> None:
+    model.generate(PROMPT, max_new_tokens=2, **options)
+    gc.collect()
+    gc.disable()
+    try:
+        model.generate(PROMPT, max_new_tokens=2, **options)
+        assert not [found for found in gc.get_objects() if isinstance(found, Run)]
+    finally:
+        gc.enable()
 
 
 def test_numbers_that_are_not_finite_are_an_error(model: TFGPTJForCausalLM) -> None:

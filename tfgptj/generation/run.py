@@ -177,15 +177,18 @@ class Run:
     def _chunks(self, size: int) -> Iterator[np.ndarray]:
         controls = self._controls()
         done = 0
-        while done < self.room and not self.ends.all_ended:
-            self._advance(min(done + size, self.room), controls)
-            self._take(done)
-            yield self.new[:, done:]
-            if self._is_cut_off():
-                break
-            assert self.state is not None  # _advance made it
-            done = int(self.state.step)
-        self._keep()
+        try:
+            while done < self.room and not self.ends.all_ended:
+                self._advance(min(done + size, self.room), controls)
+                self._take(done)
+                yield self.new[:, done:]
+                if self._is_cut_off():
+                    break
+                assert self.state is not None  # _advance made it
+                done = int(self.state.step)
+            self._keep()
+        finally:
+            self.stepper = None  # it knows the run: neither would be freed, and no cache, before garbage is collected
 
     def _find(self) -> tuple[bytes, reading.Reading]:
         """What tells the weights from others, and how the prompt is read."""
