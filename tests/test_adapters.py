@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import FIXTURES, GOLDENS, assert_near, numbers
+from conftest import FIXTURES, GOLDENS, assert_near, elsewhere, numbers
 from keras import ops
 from safetensors.numpy import load_file, save_file
 
@@ -60,7 +60,9 @@ def assert_same(before: list[Any], after: list[Any]) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", ["plain", "patterns", "lora_biases", "lm_head", "classifier", "pickled"])
+@pytest.mark.parametrize(
+    "name", elsewhere(["plain", "patterns", "lora_biases", "lm_head", "classifier", "pickled"], "patterns")
+)
 def test_adapters_of_peft_compute_as_there(name: str) -> None:
     model = base(name)
     load_adapter(model, PEFT / name)
@@ -113,7 +115,6 @@ def test_the_file_is_small_and_says_what_it_is_for(tmp_path: Path) -> None:
     assert sorted(os.listdir(directory)) == [CONFIG, WEIGHTS]
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(("mode", "other"), [(None, "int8"), ("int8", None), ("int4", None)])
 def test_adapters_go_from_one_base_to_another(tmp_path: Path, mode: str | None, other: str | None) -> None:
     model = adapted(mode=mode)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import elsewhere, foremost
 from generation_goldens import load
 
 from tfgptj.errors import GenerationError
@@ -21,7 +22,6 @@ from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
 
-core = pytest.mark.core  # what must pass on Keras's other backends too
 pytestmark = pytest.mark.usefixtures("eager_generation")
 PROMPTS, MASK = np.array([[5, 9, 3], [8, 0, 0]]), np.array([[1, 1, 1], [1, 0, 0]])
 PACKAGED = GPTJTokenizer.from_pretrained("shakespeare")
@@ -29,6 +29,12 @@ BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}
 GROUPS: dict[str, Any] = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 4}
 CONTRASTIVE: dict[str, Any] = {"penalty_alpha": 0.6, "top_k": 4}
 END = 17
+SEARCHES: dict[str, dict[str, Any]] = {
+    "beams": {**BEAMS, "guidance_scale": 1.5},
+    "drawn": {**BEAMS, "do_sample": True, "temperature": 1.5, "seed": 4},
+    "groups": {**GROUPS, "guidance_scale": 1.5, "no_repeat_ngram_size": 2},
+    "contrastive": {**CONTRASTIVE, "guidance_scale": 1.5},
+}
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "eos_token_id": END, "pad_token_id": 63}
 
 
@@ -37,21 +43,13 @@ def model() -> TFGPTJForCausalLM:
     return load()
 
 
-@pytest.mark.parametrize(
-    "search",
-    [
-        {**BEAMS, "guidance_scale": 1.5},
-        {**BEAMS, "do_sample": True, "temperature": 1.5, "seed": 4},
-        {**GROUPS, "guidance_scale": 1.5, "no_repeat_ngram_size": 2},
-        {**CONTRASTIVE, "guidance_scale": 1.5},
-    ],
-    ids=["beams", "drawn", "groups", "contrastive"],
-)
-@core
+@pytest.mark.core
+@pytest.mark.parametrize("search", elsewhere(foremost(SEARCHES, "drawn", "groups"), "drawn"))
 @pytest.mark.compiled
-def test_steps_make_what_the_compiled_loop_makes(model: TFGPTJForCausalLM, search: dict[str, Any]) -> None:
-    compiled = model.generate(PROMPTS, MASK, **OPTIONS, **search)
-    stepped = model.generate(PROMPTS, MASK, logits_processor=lambda ids, scores: scores, **OPTIONS, **search)
+def test_steps_make_what_the_compiled_loop_makes(model: TFGPTJForCausalLM, search: str) -> None:
+    options = OPTIONS | SEARCHES[search]
+    compiled = model.generate(PROMPTS, MASK, **options)
+    stepped = model.generate(PROMPTS, MASK, logits_processor=lambda ids, scores: scores, **options)
     np.testing.assert_array_equal(stepped, compiled)
 
 
@@ -102,7 +100,6 @@ def test_a_stop_string_is_no_part_of_a_pipeline_s_text(model: TFGPTJForCausalLM)
 
 
 @pytest.mark.parametrize("search", [BEAMS, GROUPS], ids=["beams", "groups"])
-@core
 def test_time_ends_a_search_with_the_best_so_far(
     model: TFGPTJForCausalLM, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
 ) -> None:
@@ -154,8 +151,8 @@ def test_when_all_candidates_end_so_does_the_search(model: TFGPTJForCausalLM) ->
 # The caller's functions
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("search", [BEAMS, GROUPS, CONTRASTIVE], ids=["beams", "groups", "contrastive"])
-@core
 def test_functions_get_the_text_of_each_beam(model: TFGPTJForCausalLM, search: dict[str, Any]) -> None:
     starts, rows, lengths = ([5, 9, 3], [8]), [], set()
 

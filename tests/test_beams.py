@@ -23,7 +23,6 @@ from tfgptj.heads import TFGPTJForCausalLM
 from tfgptj.pipelines import pipeline
 from tfgptj.tokenizer import GPTJTokenizer
 
-core = pytest.mark.core  # what must pass on Keras's other backends too
 pytestmark = pytest.mark.usefixtures("eager_generation")
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 # The functions of a case see the number of a row, or the width of all: its rows belong together.
@@ -107,7 +106,6 @@ def check(found: Result, name: str) -> None:
         assert (indices[:, new:] == -1).all()
 
 
-@core
 def test_all_cases_are_there() -> None:
     found = collections.Counter(PARTS.values())
     assert found == {"strategies": 36, "beams": 12, "retired": 15}
@@ -129,7 +127,6 @@ def test_texts_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
         *("beams_many_processors", "beams_guidance", "groups"),
     ),
 )
-@core
 def test_xla_finds_the_same(model: TFGPTJForCausalLM, name: str) -> None:
     check(search(run_of(model, name, jit=True)), name)
 
@@ -137,8 +134,8 @@ def test_xla_finds_the_same(model: TFGPTJForCausalLM, name: str) -> None:
 WHOLE = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["beams_full", "groups_full"])
-@core
 def test_scores_and_states_of_each_step(model: TFGPTJForCausalLM, name: str) -> None:
     asked = {**WHOLE, "output_hidden_states": True, "output_attentions": True}
     result = model.generate(**inputs_of(PARTS[name], name), **CASES[name]["parameters"], **asked)
@@ -157,7 +154,6 @@ def test_scores_and_states_of_each_step(model: TFGPTJForCausalLM, name: str) -> 
         np.testing.assert_allclose(found, golden(name, "transition_scores"), atol=3e-5)
 
 
-@core
 def test_a_result_without_scores(model: TFGPTJForCausalLM) -> None:
     parameters = CASES["beams_full"]["parameters"]
     result = model.generate(**inputs_of("strategies", "beams_full"), **parameters, return_dict_in_generate=True)
@@ -188,7 +184,6 @@ def test_a_row_does_not_depend_on_neighbours_or_padding(model: TFGPTJForCausalLM
         assert (new[:, width:] == 0).all()
 
 
-@core
 @pytest.mark.compiled
 def test_long_searches_cross_chunks(model: TFGPTJForCausalLM) -> None:
     options = {"num_beams": 3, "max_new_tokens": 2 * CHUNK + 3, "eos_token_id": None}
@@ -203,7 +198,6 @@ def test_long_searches_cross_chunks(model: TFGPTJForCausalLM) -> None:
 # Drawn beams
 
 
-@core
 def test_same_seed_same_texts(model: TFGPTJForCausalLM) -> None:
     options = {"do_sample": True, "num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "temperature": 2.0}
     first = model.generate([[8, 20]], seed=3, **options)
@@ -212,7 +206,6 @@ def test_same_seed_same_texts(model: TFGPTJForCausalLM) -> None:
     assert len({tuple(row) for row in first}) == 3
 
 
-@core
 def test_zero_temperature_is_beam_search(model: TFGPTJForCausalLM) -> None:
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8}
     np.testing.assert_array_equal(
@@ -220,7 +213,6 @@ def test_zero_temperature_is_beam_search(model: TFGPTJForCausalLM) -> None:
     )
 
 
-@core
 def test_drawn_beams_follow_their_distribution(model: TFGPTJForCausalLM) -> None:
     rows, kept, temperature = 6000, 5, 1.5
     logits = np.asarray(keras.ops.convert_to_numpy(model(np.array([[8, 20]]))))[0, -1].astype("float64")
@@ -243,7 +235,6 @@ def test_drawn_beams_follow_their_distribution(model: TFGPTJForCausalLM) -> None
 
 
 @pytest.mark.parametrize("temperature", [3.0, 5e-4])
-@core
 def test_drawn_beams_compare_scores_over_the_temperature(model: TFGPTJForCausalLM, temperature: float) -> None:
     options = {"do_sample": True, "num_beams": 3, "top_k": 0, "max_new_tokens": 6, "eos_token_id": None, "seed": 2}
     result = model.generate([[8, 20]], temperature=temperature, **options, **WHOLE)
@@ -276,13 +267,11 @@ def test_drawn_beams_compare_scores_over_the_temperature(model: TFGPTJForCausalL
         ({"num_beams": 2, "streamer": object()}, "num_beams=2 cannot be streamed"),
     ],
 )
-@core
 def test_what_does_not_go_together_is_refused(model: TFGPTJForCausalLM, options: dict[str, Any], message: str) -> None:
     with pytest.raises(GenerationError, match=message):
         model.generate([[1]], **options)
 
 
-@core
 @pytest.mark.compiled
 def test_strongly_shortened_texts_are_found(model: TFGPTJForCausalLM) -> None:
     # Their scores are below -1e9, at which Hugging Face takes texts for missing.
@@ -292,13 +281,11 @@ def test_strongly_shortened_texts_are_found(model: TFGPTJForCausalLM) -> None:
     assert (found.scores < -1e9).all()
 
 
-@core
 def test_more_ends_than_tokens(model: TFGPTJForCausalLM) -> None:
     found = search(new_run(model, [[8, 20]], None, None, None, None, {"num_beams": 2, "eos_token_id": list(range(64))}))
     assert found.tokens.shape == (1, 1)
 
 
-@core
 def test_numbers_that_are_not_finite_are_an_error(model: TFGPTJForCausalLM) -> None:
     broken = TFGPTJForCausalLM(model.config)
     broken.set_weights([np.full(w.shape, np.nan, "float32") for w in broken.get_weights()])
@@ -307,7 +294,6 @@ def test_numbers_that_are_not_finite_are_an_error(model: TFGPTJForCausalLM) -> N
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="traces are counted on TensorFlow, whose graphs leave the shapes open")
-@core
 @pytest.mark.compiled
 def test_one_trace_serves_every_length_and_batch(model: TFGPTJForCausalLM) -> None:
     fresh = TFGPTJForCausalLM(model.config)
@@ -317,7 +303,6 @@ def test_one_trace_serves_every_length_and_batch(model: TFGPTJForCausalLM) -> No
     assert {program.traces for program in fresh._generation_programs.values()} == {1}
 
 
-@core
 def test_a_pipeline_returns_the_beams_of_each_prompt() -> None:
     tokenizer = GPTJTokenizer.train(["to be or not to be"], vocab_size=260)
     config = GPTJConfig(vocab_size=260, n_positions=32, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)

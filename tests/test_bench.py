@@ -82,7 +82,6 @@ def usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str
 # What is counted
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("dtype", "stored", "cached"), [("float32", 4, 4), ("bfloat16", 2, 2), ("mixed_bfloat16", 4, 2)]
 )
@@ -183,7 +182,6 @@ def test_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert machine.describe_machine()["processor"] == "Fast One"
 
 
-@pytest.mark.core
 def test_description_is_plain() -> None:
     found = machine.describe_machine()
     assert json.loads(json.dumps(found)) == found

@@ -17,7 +17,6 @@ from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.prompts import Rows, align_right
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = pytest.mark.core
 CONFIG = GPTJConfig(vocab_size=61, n_positions=40, n_embd=24, n_layer=2, n_head=3, rotary_dim=4, initializer_range=0.3)
 LENGTHS = {"none": (5, 5, 5, 5), "ragged": (5, 1, 3, 4)}
 STEPS = 6
@@ -71,12 +70,13 @@ def forced(policy: str, ids: np.ndarray, mask: np.ndarray, continuation: np.ndar
     return logits
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("side", "policy", "way"),
     [
         *elsewhere(
             itertools.product(("none", "left", "right"), POLICIES, [(rows, False) for rows in (1, 2, 3, 4)]),
-            *(("none", "float32", (1, False)), ("left", "float32", (4, False)), ("right", "bfloat16", (2, False))),
+            *(("none", "bfloat16", (1, False)), ("left", "float32", (2, False)), ("right", "float32", (2, False))),
         ),
         *foremost(XLA, *XLA[-1:]),
     ],
@@ -95,7 +95,7 @@ def test_each_step_equals_the_whole_text(side: str, policy: str, way: tuple[int,
             assert_near(logits[row], alone[row][length + step], POLICIES[policy])
 
 
-@pytest.mark.parametrize("length", elsewhere(range(1, 8), 1, 6))
+@pytest.mark.parametrize("length", range(1, 8))
 def test_any_split_between_prompt_and_steps(length: int) -> None:
     model = model_of("float32")
     text = np.random.default_rng(3).integers(1, 61, (1, length + STEPS)).astype("int32")

@@ -16,7 +16,7 @@ from tfgptj.errors import InputError, NonFiniteLossError
 from tfgptj.training.callbacks import AdapterCheckpoint, Regular, SampleText, StopOnNaN
 from tfgptj.training.checkpointing import Checkpointing
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_steps")]
+pytestmark = pytest.mark.usefixtures("eager_steps")
 TOKENIZER = GPTJTokenizer.from_directory(FIXTURES / "small_vocab")
 IDS = np.random.default_rng(0).integers(0, 48, (8, 8)).astype("int32")
 FIT: dict[str, Any] = {"batch_size": 2, "shuffle": False, "verbose": 0}
@@ -47,6 +47,7 @@ def test_samples_leave_training_as_it_is(capsys: pytest.CaptureFixture[str]) -> 
     assert all(len(line) > len("the king") for line in shown)
 
 
+@pytest.mark.core
 def test_adapters_are_saved_when_they_are_better(tmp_path: Path) -> None:
     model, losses = new_model(lora=True), iter([2.0, 1.0, 3.0])
     values = []

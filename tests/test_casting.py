@@ -5,13 +5,13 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from conftest import elsewhere
 
 from tfgptj.config import GPTJConfig
 from tfgptj.generation import loop, memory
 from tfgptj.generation.casting import cast_bytes, weights_cast
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = pytest.mark.core
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 SIZES = {"vocab_size": 61, "n_positions": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4}
 PROMPT = np.array([[5, 9, 3], [8, 2, 4]], "int32")
@@ -32,7 +32,8 @@ def step_by_step(model: TFGPTJForCausalLM) -> np.ndarray:
     return model.generate(PROMPT, max_new_tokens=12, return_dict_in_generate=True, output_scores=True).sequences
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.core
+@pytest.mark.parametrize("tied", elsewhere([False, True], False))
 def test_a_loop_gives_the_tokens_of_its_steps(tied: bool) -> None:
     model = new_model(tied)
     np.testing.assert_array_equal(in_the_loop(model), step_by_step(model))
@@ -56,6 +57,7 @@ def test_adapters_are_part_of_it() -> None:
     np.testing.assert_array_equal(in_the_loop(model), step_by_step(model))
 
 
+@pytest.mark.core
 def test_matrices_are_cast_and_all_else_is_as_it_was() -> None:
     model = new_model()
     with weights_cast(model):

@@ -15,7 +15,6 @@ from tfgptj.generation.chain import CUSTOM, ON_THE_HOST, PREFIX, build_chain, cu
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.processors import FORBIDDEN
 
-pytestmark = pytest.mark.core
 CASES = {case["name"]: case for case in cases("processors")}
 TEXTS = [name for name, case in CASES.items() if "prompt_length" not in case["parameters"]]
 # Together they have nearly all processors.
@@ -68,6 +67,7 @@ def test_there_is_a_case_for_every_processor() -> None:
     assert len(CASES) == 72
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("name", "way"), in_every_way(CASES, *MANY))
 def test_scores_are_hugging_face_s(name: str, way: str) -> None:
     check(CASES[name], compiled=way == "compiled")

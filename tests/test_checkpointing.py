@@ -130,7 +130,6 @@ def test_steps_that_are_executed_together(tmp_path: Path) -> None:
     assert read_position(tmp_path / "step-00000006.safetensors") == Position(6, 1, 2, 4)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_dtype_comes_back_as_it_was(tmp_path: Path, dtype: str) -> None:
     models = [new_model(dtype=dtype) for _ in range(2)]

@@ -18,8 +18,6 @@ from tfgptj.config import GPTJConfig
 from tfgptj.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = pytest.mark.core
-
 BASE, SHARDED = GOLDENS / "base" / "causal_lm", GOLDENS / "loading" / "sharded"
 SHA = hashlib.sha256((BASE / "model.safetensors").read_bytes()).hexdigest()
 TINY = {"vocab_size": 48, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4}
@@ -30,6 +28,7 @@ def digests(directory: Path) -> dict[str, str]:
     return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("expected", [SHA, SHA.upper(), {"model.safetensors": SHA}])
 def test_the_right_digest(expected: Any) -> None:
     model = TFGPTJForCausalLM.from_pretrained(BASE, expected_sha256=expected)
@@ -139,6 +138,7 @@ def test_all_that_results_depend_on_is_compared() -> None:
     assert lines[-1] == "Load them into a model of their own, with from_pretrained"
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "fields",
     [{"n_inner": 64}, {"attn_pdrop": 0.5, "n_positions": 7, "use_cache": False, "num_labels": 3}, {"pad_token_id": 1}],

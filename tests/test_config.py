@@ -311,7 +311,6 @@ def test_an_unknown_head_is_refused() -> None:
         tiny().num_parameters("lm")
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("cls", "head"),
     [
@@ -337,7 +336,6 @@ def test_num_parameters_counts_the_weights_of_a_model(cls: Any, head: str, field
     assert model.config.num_parameters(head) == model.num_parameters() == weights
 
 
-@pytest.mark.core
 def test_num_parameters_follows_num_labels() -> None:
     assert TFGPTJForSequenceClassification(tiny(num_labels=7)).num_parameters() == tiny(num_labels=7).num_parameters(
         "classification"

@@ -7,14 +7,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import foremost
+from conftest import elsewhere, foremost
 from generation_goldens import arrays, cases, check_full, inputs_of, load, parameters_of
 
 from tfgptj.errors import GenerationError
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_generation")]
+pytestmark = pytest.mark.usefixtures("eager_generation")
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 CASES = {case["name"]: case for case in cases("retired") if case["name"].startswith("contrastive")}
 REPRESENTATIVE = ("contrastive", "contrastive_guidance", "contrastive_many_processors")
@@ -29,7 +29,8 @@ def test_all_cases_are_there() -> None:
     assert len(CASES) == 12
 
 
-@pytest.mark.parametrize("name", foremost(CASES, *REPRESENTATIVE))
+@pytest.mark.core
+@pytest.mark.parametrize("name", elsewhere(foremost(CASES, *REPRESENTATIVE), "contrastive_guidance"))
 def test_ids_equal_hugging_face(model: TFGPTJForCausalLM, name: str) -> None:
     case, expected = CASES[name], arrays("retired")[f"{name}/sequences"]
     # Where padding is taken for text, one without it; a function that sees the number of a row belongs to the batch.

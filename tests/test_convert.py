@@ -82,7 +82,6 @@ def test_another_dtype(tmp_path: Path, dtype: str, numpy_dtype: Any) -> None:
     ).read_bytes()
 
 
-@pytest.mark.core
 def test_what_was_converted_says_the_same(tmp_path: Path, base: Golden) -> None:
     convert(SOURCES["bin"], tmp_path, format="h5", max_shard_size="9KB")
     assert_near(TFGPTJForCausalLM.from_pretrained(tmp_path)(base.inputs("left")), base["left/causal_lm/logits"])

@@ -90,7 +90,6 @@ def tuned(place: Path) -> dict[str, Any]:
     return json.loads((place / "tuned" / "summary.json").read_text())
 
 
-@pytest.mark.core
 def test_a_language_model_learns(place: Path, tuned: dict[str, Any]) -> None:
     """Its perplexity begins at that of a guess among all tokens."""
     assert 350 < tuned["before"]["perplexity"] < 450

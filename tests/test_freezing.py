@@ -49,7 +49,6 @@ def test_what_is_frozen_stays() -> None:
     assert len(trained(model)) == 16
 
 
-@pytest.mark.core
 def test_frozen_blocks_and_gradient_checkpointing() -> None:
     """The first block that trains has an input without a gradient."""
     found = []
@@ -106,7 +105,6 @@ def test_products_that_nobody_needs_are_not_computed(monkeypatch: pytest.MonkeyP
     assert products(model) == plain + 3 * (4 + 4 * 2 + 2)
 
 
-@pytest.mark.core
 def test_what_is_refused() -> None:
     model = build()
     with pytest.raises(InputError, match="patterns: 'h.7' matches no layer; there are wte, ln_1, q_proj"):
@@ -125,7 +123,6 @@ def test_what_is_refused() -> None:
             change(model, "wte")
 
 
-@pytest.mark.core
 def test_a_backbone_s_layers_are_the_model_s() -> None:
     model = build()
     model.compile("adam")

@@ -13,7 +13,7 @@ from tfgptj.generation.chain import CUSTOM, PREFIX, build_chain, cut_chain
 from tfgptj.generation.config import GenerationConfig
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_generation")]
+pytestmark = pytest.mark.usefixtures("eager_generation")
 PROMPTS, MASK = np.array([[5, 9, 3], [8, 0, 0]]), np.array([[1, 1, 1], [1, 0, 0]])
 OPTIONS: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None}
 
@@ -23,6 +23,7 @@ def model() -> TFGPTJForCausalLM:
     return load()
 
 
+@pytest.mark.core
 def test_processors_get_the_tokens_of_a_row_without_padding(model: TFGPTJForCausalLM) -> None:
     seen: list[Any] = []
 

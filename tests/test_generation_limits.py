@@ -28,7 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import numbers, run_python
+from conftest import elsewhere, numbers, run_python
 from generation_goldens import load
 
 from tfgptj.config import GPTJConfig
@@ -37,7 +37,6 @@ from tfgptj.generation import memory
 from tfgptj.generation.prompts import Rows, check_seed, negative_rows, random_rows
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = pytest.mark.core
 eager = pytest.mark.usefixtures("eager_generation")
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -72,17 +71,19 @@ def broken_model() -> TFGPTJForCausalLM:
     return broken
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"do_sample": True, "seed": 0},
-        {"num_beams": 2},
-        {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.0},
-        {"penalty_alpha": 0.6, "top_k": 4},
-        {"guidance_scale": 1.5},
-        {"return_dict_in_generate": True, "output_scores": True},
-    ],
-)
+DRAWN = {"do_sample": True, "seed": 0}
+SEARCHES: list[dict[str, Any]] = [
+    DRAWN,
+    {"num_beams": 2},
+    {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.0},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"guidance_scale": 1.5},
+    {"return_dict_in_generate": True, "output_scores": True},
+]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("options", elsewhere(SEARCHES, DRAWN))
 @eager
 def test_broken_weights_are_an_error(options: dict[str, Any]) -> None:
     with pytest.raises(NonFiniteLogitsError, match="NaN or infinite logits within 1 new tokens"):
@@ -157,7 +158,7 @@ ENDING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ENDING if TENSORFLOW else ["greedy", "step by step"])
+@pytest.mark.parametrize("name", ENDING)
 @eager
 def test_finished_rows_may_be_filled_with_a_token_that_there_is_not(model: TFGPTJForCausalLM, name: str) -> None:
     def rows(pad: int) -> np.ndarray:
@@ -187,6 +188,7 @@ def test_more_beams_than_tokens_find_the_best_of_all(model: TFGPTJForCausalLM) -
 # Memory
 
 
+@pytest.mark.core
 @eager
 def test_too_much_memory_is_refused_with_the_numbers(model: TFGPTJForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
@@ -204,6 +206,7 @@ def test_the_cache_of_the_estimate_is_the_cache() -> None:
     memory.check_memory(10**30, None, 1, 1)
 
 
+@pytest.mark.core
 def test_memory_is_what_the_machine_and_the_container_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
@@ -226,6 +229,7 @@ def test_what_is_no_seed(seed: Any) -> None:
         check_seed(seed)
 
 
+@pytest.mark.core
 def test_random_rows_do_not_depend_on_their_number() -> None:
     np.testing.assert_array_equal(random_rows(3, 5, 7)[:2], random_rows(3, 2, 7))
     np.testing.assert_array_equal(random_rows(3, 2, 7)[:, :4], random_rows(3, 2, 4))
@@ -326,6 +330,7 @@ def test_steps_on_the_host_do_not_need_another_trace() -> None:
     assert traces(model) == {"begin": 1, "proceed": 1, "part": 1, "pick": 1}
 
 
+@pytest.mark.core
 @pytest.mark.skipif(TENSORFLOW or keras.backend.backend() == "torch", reason="JAX compiles for each size")
 def test_jax_compiles_once_per_bucket() -> None:
     model = small()

@@ -9,12 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import foremost, numbers, run_python
+from conftest import elsewhere, foremost, numbers, run_python
 from test_models import HEADS, IDS, LABELS, config
 
 from tfgptj import TFGPTJForCausalLM
-
-pytestmark = pytest.mark.core
 
 BACKEND = keras.backend.backend()
 DROPOUT = {"attn_pdrop": 0.2, "resid_pdrop": 0.2, "embd_pdrop": 0.2}
@@ -61,7 +59,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", foremost(CASES, "dropout", "attentions", "lora"))
+@pytest.mark.core
+@pytest.mark.parametrize("case", elsewhere(foremost(CASES, "dropout", "attentions", "lora"), "lora"))
 def test_gradients_are_the_same(case: str) -> None:
     settings, options = CASES[case]
     model = build(**settings)
@@ -188,6 +187,7 @@ KEPT: dict[str, Callable[[Any], int]] = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("rate", foremost([0.0, 0.2], 0.2))
 def test_less_is_kept(rate: float) -> None:
     model = build(n_layer=6, n_positions=64, attn_pdrop=rate, resid_pdrop=rate)

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, elsewhere
 
 from tfgptj import GPTJTokenizer, TFGPTJForCausalLM
 from tfgptj.generation.compiling import Compiled
 from tfgptj.generation.run import CHUNK, Run
 from tfgptj.generation.strategies import new_run
 
-pytestmark = pytest.mark.core
 TOKENIZER = GPTJTokenizer.from_directory(FIXTURES / "small_vocab")
 OPTIONS: dict[str, Any] = {"max_new_tokens": CHUNK + 4, "eos_token_id": None}
 
@@ -76,7 +75,8 @@ def check_nothing_is_left(model: TFGPTJForCausalLM, expected: np.ndarray) -> Non
     np.testing.assert_array_equal(model.generate([[5, 6]], **OPTIONS), expected)
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.core
+@pytest.mark.parametrize("streamed", elsewhere([False, True], False))
 def test_control_c_while_the_model_computes_ends_within_a_chunk(
     model: TFGPTJForCausalLM, expected: np.ndarray, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import assert_near, foremost, numbers
+from conftest import assert_near, elsewhere, foremost, numbers
 from keras import ops
 
 from tfgptj import (
@@ -70,9 +70,12 @@ def greedy(model: Any, ids: np.ndarray, count: int) -> np.ndarray:
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("mode", "dtype"),
-    foremost(
-        [(None, "float32"), ("int8", "float32"), ("int4", "float32"), (None, "mixed_bfloat16")],
-        *((None, "float32"), ("int8", "float32")),
+    elsewhere(
+        foremost(
+            [(None, "float32"), ("int8", "float32"), ("int4", "float32"), (None, "mixed_bfloat16")],
+            *((None, "float32"), ("int8", "float32")),
+        ),
+        (None, "float32"),
     ),
 )
 def test_training_changes_adapters_alone_and_generation_sees_them(mode: str | None, dtype: str) -> None:
@@ -100,7 +103,6 @@ def test_training_changes_adapters_alone_and_generation_sees_them(mode: str | No
         np.testing.assert_array_equal(adapted, greedy(model, IDS[:2], 6))
 
 
-@pytest.mark.core
 def test_merged_disabled_and_removed() -> None:
     model = build()
     base, plain = all_bits(model), model.generate(IDS[:1], max_new_tokens=5)

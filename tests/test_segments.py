@@ -11,7 +11,7 @@ from conftest import assert_near, numbers
 from tfgptj import GPTJConfig, TFGPTJForCausalLM
 from tfgptj.errors import InputError
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("eager_steps")]
+pytestmark = pytest.mark.usefixtures("eager_steps")
 
 FIRST, SECOND = [3, 5, 7, 9], [2, 4, 6, 8, 1, 3]
 PACKED = np.array([FIRST + SECOND, SECOND + FIRST])
@@ -25,6 +25,7 @@ def model() -> TFGPTJForCausalLM:
     )
 
 
+@pytest.mark.core
 def test_packed_documents_are_read_as_if_alone(model: TFGPTJForCausalLM) -> None:
     first, second = (numbers(model(np.array([ids])))[0] for ids in (FIRST, SECOND))
     packed = model({"input_ids": PACKED, "segment_ids": SEGMENTS})
@@ -50,6 +51,7 @@ def test_negative_segments_are_refused(model: TFGPTJForCausalLM) -> None:
         model({"input_ids": PACKED, "segment_ids": SEGMENTS - 2})
 
 
+@pytest.mark.core
 def test_no_label_is_across_a_border(model: TFGPTJForCausalLM) -> None:
     model.compile()
     alone = [model.evaluate(np.array([ids]), verbose=0) * (len(ids) - 1) for ids in (FIRST, SECOND)]

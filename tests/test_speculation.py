@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import foremost
+from conftest import elsewhere, foremost
 from generation_goldens import arrays, cases, load, parameters_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,7 +89,7 @@ def with_drafts(draft: TFGPTJForCausalLM, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", foremost(CASES, *REPRESENTATIVE))
+@pytest.mark.parametrize("name", elsewhere(foremost(CASES, *REPRESENTATIVE), "lookup_10_3", "assisted_confidence"))
 @eager
 def test_ids_and_steps_are_hugging_face_s(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str) -> None:
     found = arrays("strategies")
@@ -162,7 +162,6 @@ def test_drafts_change_no_token(model: TFGPTJForCausalLM, draft: TFGPTJForCausal
             assert same(model, drafts, prompt, seed, **SETTINGS[name]), (seed, prompt, drafts)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("assisted", [False, True])
 def test_drafts_change_no_drawn_token(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, assisted: bool) -> None:
     draft.generation_config = None
@@ -203,7 +202,6 @@ def test_the_draft_draws_what_the_model_would(model: TFGPTJForCausalLM) -> None:
 # Steps
 
 
-@pytest.mark.core
 def test_repeated_text_takes_far_fewer_steps(counter: TFGPTJForCausalLM) -> None:
     prompt = [list(range(40))]
     plain = counter.generate(prompt, max_new_tokens=60)
@@ -221,7 +219,6 @@ def test_drafts_beyond_the_last_token_change_nothing(counter: TFGPTJForCausalLM,
         assert output.model_steps == 2
 
 
-@pytest.mark.core
 def test_a_text_may_fill_all_positions(counter: TFGPTJForCausalLM) -> None:
     for jit, drafts in ((TENSORFLOW, {"prompt_lookup_num_tokens": 20}), (False, {"assistant_model": counter})):
         ids = counter.generate([list(range(40))], max_new_tokens=88, jit_compile=jit, **drafts)
@@ -272,7 +269,6 @@ def oracle(text: list[int], most: int, size: int) -> list[int]:
     return []
 
 
-@pytest.mark.core
 @settings(max_examples=60, deadline=None)
 @given(
     text=st.lists(st.integers(0, 2), min_size=1, max_size=12),
@@ -295,7 +291,6 @@ def test_drafts_are_what_followed_before(text: list[int], most: int, size: int, 
     assert ops.convert_to_numpy(drafts)[: int(count)].tolist() == oracle(text, most, size)
 
 
-@pytest.mark.core
 def test_wrong_drafts_become_few_and_right_ones_many(counter: TFGPTJForCausalLM) -> None:
     # The prompt has all tokens, and after each another than the one that follows: then it counts, as the model does.
     shuffled = [*range(39, 0, -2), *range(38, -1, -2)]
@@ -335,7 +330,6 @@ def test_numbers_do_not_need_another_program() -> None:
 # Together with what else generation can do
 
 
-@pytest.mark.core
 @eager
 def test_several_rows_come_out_as_together(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM) -> None:
     draft.generation_config = None
@@ -537,7 +531,6 @@ def test_an_assistant_with_too_few_positions(counter: TFGPTJForCausalLM) -> None
         counter.generate([[1, 2]], max_new_tokens=29, assistant_model=assistant)
 
 
-@pytest.mark.core
 @eager
 def test_a_broken_assistant_is_named(counter: TFGPTJForCausalLM) -> None:
     assistant = taught(cycle(40))

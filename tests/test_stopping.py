@@ -16,7 +16,6 @@ from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.stopping import Ends, StopText
 from tfgptj.generation.streaming import TextStreamer
 
-pytestmark = pytest.mark.core
 PACKAGED = GPTJTokenizer.from_pretrained("shakespeare")
 SMALL = GPTJTokenizer.from_directory(FIXTURES / "small_vocab")
 STRANGE = [token for token in range(len(SMALL)) if not SMALL.decode([token]).isascii()]  # parts of characters too
@@ -92,6 +91,7 @@ def stop_of(model: TFGPTJForCausalLM, prompt: list[int], **options: Any) -> tupl
     raise AssertionError("no such text: take another seed")
 
 
+@pytest.mark.core
 def test_ids_end_after_the_token_that_completes_a_stop_string(model: TFGPTJForCausalLM) -> None:
     prompt, other = SMALL.encode("The king"), SMALL.encode("So")
     stop, free, count = stop_of(model, prompt, **SAMPLED)

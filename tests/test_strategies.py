@@ -13,7 +13,6 @@ from tfgptj.generation.config import GenerationConfig
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.heads import TFGPTJForCausalLM
 
-pytestmark = pytest.mark.core
 MODES = ("greedy", "sample")  # beams and contrastive search have tests of their own
 REPRESENTATIVE = (
     *("greedy", "greedy_three_eos", "greedy_max_length", "greedy_forced_bos", "greedy_guidance_negative"),
@@ -70,7 +69,13 @@ def without_padding_as_text(name: str) -> bool:
     return name in OF_THE_BATCH or CASES[name].get("rows_alone", True)
 
 
-@pytest.mark.parametrize("name", foremost(filter(without_padding_as_text, CASES), *REPRESENTATIVE))
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "name",
+    elsewhere(
+        foremost(filter(without_padding_as_text, CASES), *REPRESENTATIVE), "greedy_three_eos", "greedy_custom_processor"
+    ),
+)
 def test_ids_are_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
     sequences = model.generate(**inputs_of("strategies", name), **parameters_of(CASES[name]))
     np.testing.assert_array_equal(sequences, arrays("strategies")[f"{name}/sequences"])
@@ -105,6 +110,7 @@ def test_transition_scores_are_hugging_face_s(model: TFGPTJForCausalLM, name: st
         np.testing.assert_allclose(scores[own], expected[own], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].get("full")])
 def test_everything_else_is_hugging_face_s(model: TFGPTJForCausalLM, name: str) -> None:
     wanted = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")

@@ -151,7 +151,6 @@ def test_perfect_logits_give_the_right_answers(tokenizer: GPTJTokenizer) -> None
     assert scores["exact_match"] == 100.0
 
 
-@pytest.mark.core
 def test_fit_takes_it_as_it_is(tokenizer: GPTJTokenizer) -> None:
     keras.utils.set_random_seed(1)
     config = GPTJConfig(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)

@@ -194,7 +194,6 @@ def test_separate_documents(tokenizer: GPTJTokenizer, stream: list[int], cached:
         assert np.array_equal(labels[rest], ids[rest])
 
 
-@pytest.mark.core
 def test_packed_documents_are_learnt_as_if_alone(tokenizer: GPTJTokenizer) -> None:
     keras.utils.set_random_seed(1)
     config = GPTJConfig(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)
@@ -213,7 +212,6 @@ def test_packed_documents_are_learnt_as_if_alone(tokenizer: GPTJTokenizer) -> No
 # With Keras
 
 
-@pytest.mark.core
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_the_loss_is_the_mean_of_all_batches(tokenizer: GPTJTokenizer, stream: list[int]) -> None:
     model = TFGPTJForCausalLM(GPTJConfig(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, rotary_dim=4))

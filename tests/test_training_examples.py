@@ -244,7 +244,6 @@ def test_labels_of_every_problem(
     assert labels.shape == shape and labels.dtype == "float32"
 
 
-@pytest.mark.core
 def test_fit_takes_it_as_it_is(tokenizer: GPTJTokenizer, config: GPTJConfig) -> None:
     keras.utils.set_random_seed(1)
     model = TFGPTJForSequenceClassification(config)
