@@ -75,8 +75,13 @@ def forced(policy: str, ids: np.ndarray, mask: np.ndarray, continuation: np.ndar
     ("side", "policy", "way"),
     [
         *elsewhere(
-            itertools.product(("none", "left", "right"), POLICIES, [(rows, False) for rows in (1, 2, 3, 4)]),
-            *(("none", "bfloat16", (1, False)), ("left", "float32", (2, False)), ("right", "float32", (2, False))),
+            foremost(
+                itertools.product(("none", "left", "right"), POLICIES, [(rows, False) for rows in (1, 2, 3, 4)]),
+                *itertools.product(("none", "left", "right"), POLICIES, [(2, False)]),
+                *itertools.product(("none", "right"), ["float32"], [(1, False)]),
+                ("left", "float32", (4, False)),
+            ),
+            *(("none", "bfloat16", (2, False)), ("left", "float32", (2, False)), ("right", "float32", (2, False))),
         ),
         *foremost(XLA, *XLA[-1:]),
     ],

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from conftest import foremost
 
 from tfgptj import limits
 from tfgptj.config import ACTIVATIONS, ALIASES, GPTJConfig, read_json
@@ -322,12 +323,15 @@ def test_an_unknown_head_is_refused() -> None:
 )
 @pytest.mark.parametrize(
     "fields",
-    [
-        {},
-        {"tie_word_embeddings": True},
-        {"activation_function": "prelu", "n_inner": 24},
-        {"activation_function": "xielu", "n_layer": 1},
-    ],
+    foremost(
+        [
+            {},
+            {"tie_word_embeddings": True},
+            {"activation_function": "prelu", "n_inner": 24},
+            {"activation_function": "xielu", "n_layer": 1},
+        ],
+        *({"tie_word_embeddings": True}, {"activation_function": "xielu", "n_layer": 1}),
+    ),
     ids=lambda fields: ",".join(fields) or "plain",
 )
 def test_num_parameters_counts_the_weights_of_a_model(cls: Any, head: str, fields: dict[str, Any]) -> None:

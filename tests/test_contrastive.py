@@ -58,7 +58,7 @@ def test_scores_and_states_of_each_step(model: TFGPTJForCausalLM, name: str) -> 
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="XLA is a choice on TensorFlow only")
-@pytest.mark.parametrize("name", ["contrastive", "contrastive_guidance"])
+@pytest.mark.parametrize("name", foremost(["contrastive", "contrastive_guidance"], "contrastive_guidance"))
 def test_xla_gives_the_same(model: TFGPTJForCausalLM, name: str) -> None:
     for jit in (False, True):
         ids = model.generate(**inputs_of("retired", name), jit_compile=jit, **parameters_of(CASES[name]))

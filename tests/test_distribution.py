@@ -52,7 +52,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 # bits on each device, before they are added up.
 @pytest.mark.parametrize(
     ("case", "losses", "weights"),
-    [("AdamW", 1e-6, 2e-6), ("AdamW, clipped", 1e-6, 1e-6)],
+    [("AdamW, clipped", 1e-6, 1e-6)],
 )
 def test_two_replicas_train_like_one_device(mirrored: dict[str, Any], case: str, losses: float, weights: float) -> None:
     assert mirrored[case][0] <= losses and mirrored[case][1] <= weights
@@ -63,6 +63,7 @@ def test_two_replicas_train_like_one_device(mirrored: dict[str, Any], case: str,
     ("case", "losses", "weights"),
     [
         ("SGD", 1e-6, 1e-6),
+        ("AdamW", 1e-6, 2e-6),
         ("LoRA", 1e-6, 1e-6),
         ("Adafactor, clipped", 1e-6, 1e-6),
         ("mixed_bfloat16", 1e-3, 2e-2),

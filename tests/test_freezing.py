@@ -33,6 +33,7 @@ def trained(model: Any) -> set[str]:
 
 
 @pytest.mark.core
+@pytest.mark.usefixtures("eager_steps")
 def test_what_is_frozen_stays() -> None:
     model = build()
     model.compile("adam")
@@ -49,6 +50,7 @@ def test_what_is_frozen_stays() -> None:
     assert len(trained(model)) == 16
 
 
+@pytest.mark.usefixtures("eager_steps")
 def test_frozen_blocks_and_gradient_checkpointing() -> None:
     """The first block that trains has an input without a gradient."""
     found = []

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("case", elsewhere(foremost(CASES, "dropout", "attentions", "lora"), "lora"))
+@pytest.mark.parametrize("case", elsewhere(foremost(CASES, "attentions", "lora"), "lora"))
 def test_gradients_are_the_same(case: str) -> None:
     settings, options = CASES[case]
     model = build(**settings)
@@ -102,6 +102,7 @@ def test_adapters_of_a_quantized_model() -> None:
     assert_same(found[1], found[0])
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_a_model_that_was_compiled_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -247,7 +248,7 @@ print("equal")
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")
-@pytest.mark.parametrize("cases", foremost(["13", "02"], "13"))
+@pytest.mark.parametrize("cases", foremost(["1", "3", "02"], "1"))
 def test_two_replicas_train_like_one_device(tmp_path: Path, cases: str) -> None:
     done = run_python("-c", PROGRAM, cases, cwd=tmp_path)
     assert done.stdout.endswith("equal\n"), done.stderr[-3000:]

@@ -147,7 +147,7 @@ def test_a_path_may_be_any_path_like_object(packaged: Path) -> None:
 
 
 @pytest.mark.parametrize("form", WHOLE)
-@pytest.mark.parametrize("kind", [WHOLE, SHARDED], ids=["whole", "sharded"])
+@pytest.mark.parametrize("kind", [pytest.param(WHOLE, marks=pytest.mark.slow), SHARDED], ids=["whole", "sharded"])
 def test_one_format_is_fetched_and_loads(server: HubServer, kind: dict[str, str], form: str) -> None:
     files: Files = dict(OTHERS)
     for path in (*kind.values(), kind[form]):

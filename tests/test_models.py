@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from conftest import assert_near, elsewhere, numbers
+from conftest import assert_near, elsewhere, foremost, numbers
 
 from tfgptj.backbone import TFGPTJModel
 from tfgptj.config import GPTJConfig
@@ -95,7 +96,7 @@ def test_labels_in_inputs_and_as_targets_give_one_loss(cls: type) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("cls", elsewhere(HEADS, TFGPTJForCausalLM))
+@pytest.mark.parametrize("cls", foremost(HEADS, TFGPTJForCausalLM))
 def test_fit_learns(cls: type) -> None:
     model, labels = cls(config()), LABELS[cls]
     model.compile(keras.optimizers.Adam(0.01))
@@ -191,8 +192,14 @@ def test_each_dropout_stands_where_pytorch_has_it(probability: str, layers: tupl
 
 
 @pytest.mark.usefixtures("eager_steps")
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    ("cls", "policy"),
+    foremost(
+        itertools.product(CLASSES, ["mixed_float16", "mixed_bfloat16", "bfloat16"]),
+        *((TFGPTJForCausalLM, policy) for policy in ("mixed_float16", "mixed_bfloat16", "bfloat16")),
+        *((cls, "mixed_bfloat16") for cls in CLASSES if cls is not TFGPTJForCausalLM),
+    ),
+)
 def test_dtype_policies(cls: type, policy: str) -> None:
     model = cls(config(), dtype=policy)
     wanted = keras.dtype_policies.get(policy)
@@ -245,7 +252,7 @@ def test_default_size_by_arithmetic() -> None:
     assert GPTJConfig().num_parameters() == 6_050_882_784
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", foremost(CLASSES, TFGPTJModel))
 @pytest.mark.parametrize("tied", [False, True])
 def test_parameter_counts(cls: type, tied: bool) -> None:
     model = cls(config(tie_word_embeddings=tied))
@@ -253,9 +260,12 @@ def test_parameter_counts(cls: type, tied: bool) -> None:
     assert model.num_parameters() == model.config.num_parameters(names[cls])
 
 
+RESIZED = [(40, False), (40, True), (20, False), (20, True)]
+
+
 @pytest.mark.core
 @pytest.mark.usefixtures("eager_steps")
-@pytest.mark.parametrize(("size", "tied"), elsewhere([(40, False), (40, True), (20, False), (20, True)], (40, True)))
+@pytest.mark.parametrize(("size", "tied"), elsewhere(foremost(RESIZED, (40, True), (20, False)), (40, True)))
 def test_resizing_the_vocabulary(size: int, tied: bool) -> None:
     model = TFGPTJForCausalLM(config(tie_word_embeddings=tied))
     ids, kept = IDS % 20, min(size, 31)

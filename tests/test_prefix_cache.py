@@ -341,6 +341,7 @@ CHANGES: dict[str, Callable[..., None]] = {
 
 
 @pytest.mark.core
+@pytest.mark.usefixtures("eager_steps")
 @pytest.mark.parametrize("change", elsewhere(CHANGES, "assign", "load_pretrained"))
 def test_changed_weights_are_noticed(changing: TFGPTJForCausalLM, change: str, tmp_path: Path) -> None:
     model, cache = changing, PrefixCache()

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import assert_near, numbers
+from conftest import assert_near, foremost, numbers
 
 from tfgptj.backbone import TFGPTJModel
 from tfgptj.base import GPTJBase
@@ -83,21 +83,27 @@ def test_question_answering(tokenizer: GPTJTokenizer, tmp_path: Path) -> None:
             signatures["serving_default"](question=tf.constant(question), context=tf.constant(context))
 
 
-def test_other_weights_are_served_as_they_are(tokenizer: GPTJTokenizer, tmp_path: Path) -> None:
+WEIGHTS = [("bfloat16", False), ("mixed_bfloat16", False), ("float32", True)]
+
+
+@pytest.mark.parametrize(("policy", "adapted"), foremost(WEIGHTS, ("mixed_bfloat16", False), ("float32", True)))
+@pytest.mark.usefixtures("eager_generation")
+def test_other_weights_are_served_as_they_are(
+    tokenizer: GPTJTokenizer, tmp_path: Path, policy: str, adapted: bool
+) -> None:
     rows = id_rows(tokenizer)
     mask = np.arange(rows["token_ids"].shape[1]) < rows["lengths"].numpy()[:, None]
-    for name, policy in (("bfloat16", "bfloat16"), ("mixed", "mixed_bfloat16"), ("int8 and lora", "float32")):
-        model = TFGPTJForCausalLM(config(), dtype=policy)
-        if name == "int8 and lora":
-            model.quantize("int8")
-            model.add_lora(rank=2, targets=["q_proj"])
-        path = export_saved_model(model, tmp_path / name, max_new_tokens=6, do_sample=False)
-        found = served(path)["tokens"](**rows)["token_ids"]
-        expected = model.generate(rows["token_ids"].numpy(), mask, max_new_tokens=6, do_sample=False)
-        np.testing.assert_array_equal(found, expected[:, mask.shape[1] :], err_msg=name)
-        stored = sum(file.stat().st_size for file in (path / "variables").iterdir())
-        weights = sum(np.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
-        assert stored < 1.02 * weights + 8192, name
+    model = TFGPTJForCausalLM(config(), dtype=policy)
+    if adapted:
+        model.quantize("int8")
+        model.add_lora(rank=2, targets=["q_proj"])
+    path = export_saved_model(model, tmp_path, max_new_tokens=6, do_sample=False)
+    found = served(path)["tokens"](**rows)["token_ids"]
+    expected = model.generate(rows["token_ids"].numpy(), mask, max_new_tokens=6, do_sample=False)
+    np.testing.assert_array_equal(found, expected[:, mask.shape[1] :])
+    stored = sum(file.stat().st_size for file in (path / "variables").iterdir())
+    weights = sum(np.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
+    assert stored < 1.02 * weights + 8192
 
 
 def test_many_layers_take_little_room_in_the_graph(tokenizer: GPTJTokenizer, tmp_path: Path) -> None:

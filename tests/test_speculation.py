@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import keras
@@ -148,8 +148,13 @@ def same(model: TFGPTJForCausalLM, drafts: dict[str, Any], prompt: list[int], se
     return plain.shape == drafted.shape and bool((plain == drafted).all())
 
 
-@pytest.mark.parametrize("name", foremost(SETTINGS, "many processors", "guidance"))
-@pytest.mark.parametrize("assisted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "assisted"),
+    foremost(
+        product(SETTINGS, [False, True]),
+        *(("many processors", False), ("many processors", True), ("guidance", False)),
+    ),
+)
 def test_drafts_change_no_token(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, name: str, assisted: bool) -> None:
     draft.generation_config = None
     for seed in range(4 if SETTINGS[name].get("do_sample") else 1):
@@ -162,6 +167,7 @@ def test_drafts_change_no_token(model: TFGPTJForCausalLM, draft: TFGPTJForCausal
             assert same(model, drafts, prompt, seed, **SETTINGS[name]), (seed, prompt, drafts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assisted", [False, True])
 def test_drafts_change_no_drawn_token(model: TFGPTJForCausalLM, draft: TFGPTJForCausalLM, assisted: bool) -> None:
     draft.generation_config = None

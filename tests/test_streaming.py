@@ -1,5 +1,6 @@
 """Text as it is generated: whole characters, the same text as without streaming, errors before the first piece."""
 
+import itertools
 import queue
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import foremost
 
 from tfgptj import GPTJConfig, GPTJTokenizer, TFGPTJForCausalLM, pipeline
 from tfgptj.errors import GenerationError, InputError
@@ -75,8 +77,13 @@ def test_end_of_text(row: list[int], eos: tuple[int, ...], end: int) -> None:
     assert end_of_text(np.array(row), eos) == end
 
 
-@pytest.mark.parametrize("prompt", ["The king", "", "naïve"])
-@pytest.mark.parametrize("parameters", [{}, {"max_new_tokens": 30}, SAMPLED])
+@pytest.mark.parametrize(
+    ("prompt", "parameters"),
+    foremost(
+        itertools.product(["The king", "", "naïve"], [{}, {"max_new_tokens": 30}, SAMPLED]),
+        *(("The king", {}), ("", {"max_new_tokens": 30}), ("naïve", SAMPLED)),
+    ),
+)
 def test_the_stream_is_what_generate_gives(model: TFGPTJForCausalLM, prompt: str, parameters: dict[str, Any]) -> None:
     ids = SMALL.encode(prompt) or [model.config.bos_token_id]
     whole = model.generate([ids], **parameters)[0, len(ids) :]
