@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import numbers
+from conftest import elsewhere, numbers
 from keras import ops
 
 from tfgptj.fused import Product, fused_cross_entropy
@@ -65,7 +65,7 @@ def near(actual: Any, wanted: np.ndarray, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(numbers(actual), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("smoothing", SMOOTHINGS, ids=str)
+@pytest.mark.parametrize("smoothing", elsewhere(SMOOTHINGS, SMOOTHINGS[3]), ids=str)
 @pytest.mark.parametrize("chunk", [1, 4 * V, 1000], ids=["of one", "of four", "whole"])
 def test_sums_and_gradients_are_those_of_the_formula(smoothing: Smoothing, chunk: int) -> None:
     def loss(x: Any, kernel: Any, bias: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import assert_near, elsewhere, foremost, numbers
+from conftest import assert_near, foremost, numbers
 from keras import ops
 
 from tfgptj import (
@@ -67,15 +67,11 @@ def greedy(model: Any, ids: np.ndarray, count: int) -> np.ndarray:
     return ids
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("mode", "dtype"),
-    elsewhere(
-        foremost(
-            [(None, "float32"), ("int8", "float32"), ("int4", "float32"), (None, "mixed_bfloat16")],
-            *((None, "float32"), ("int8", "float32")),
-        ),
-        (None, "float32"),
+    foremost(
+        [(None, "float32"), ("int8", "float32"), ("int4", "float32"), (None, "mixed_bfloat16")],
+        *((None, "float32"), ("int8", "float32")),
     ),
 )
 def test_training_changes_adapters_alone_and_generation_sees_them(mode: str | None, dtype: str) -> None:

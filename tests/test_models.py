@@ -156,7 +156,6 @@ def test_a_row_of_padding_poisons_nothing(cls: type) -> None:
         assert_near(both[:1], numbers(one), 1e-6)
 
 
-@pytest.mark.core
 def test_classifier_reads_the_last_real_token() -> None:
     model = TFGPTJForSequenceClassification(config(pad_token_id=0))
     alone = numbers(model(IDS[:1, :3]))

@@ -271,7 +271,6 @@ def eager() -> Iterator[None]:
         yield
 
 
-@pytest.mark.core
 @pytest.mark.usefixtures("eager")
 def test_no_token_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     read, step = [], TFGPTJModel.step
