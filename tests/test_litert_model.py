@@ -21,7 +21,7 @@ from tfgptj.errors import CheckpointError, CheckpointFormatError, ConfigError, G
 from tfgptj.generation.prefix_cache import PrefixCache
 from tfgptj.generation.results import GenerationOutput
 from tfgptj.litert.convert import convert
-from tfgptj.litert.engine import Program, large_pages
+from tfgptj.litert.engine import LargePages, Program
 from tfgptj.litert.graph import Graph
 from tfgptj.litert.model import LiteRTGPTJForCausalLM
 from tfgptj.litert.quantization import quantized
@@ -191,13 +191,14 @@ def test_weights_are_in_memory_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="no large pages here")
 def test_what_is_allocated_comes_to_lie_in_large_pages() -> None:
-    size = 2**25
-    with large_pages():
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.write(b"1" * size)
-        small = in_large_pages()
-    assert in_large_pages() - small >= size - 2**22
-    assert memory[:] == b"1" * size
+    small, memories = in_large_pages(), []
+    with LargePages() as pages:
+        for size in (2**25, 2**22):
+            memories.append(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            memories[-1].write(b"1" * size)
+            pages.take()
+    assert in_large_pages() - small >= 2**25
+    assert [memory[:].count(b"1") for memory in memories] == [2**25, 2**22]
 
 
 def in_large_pages() -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -109,19 +109,38 @@ def give_back(path: Path) -> None:
             _advise(region.start, region.stop, _MADV_DONTNEED)
 
 
-@contextmanager
-def large_pages() -> Iterator[None]:
-    """Put what is allocated within into large pages at the end, on Linux.
+class LargePages:
+    """Puts what is allocated within it into large pages, on Linux.
 
     Weights are read from one end to the other for every token. In pages of 4 KiB the processor looks up half a million
-    addresses for that, and stops to read ahead at the end of each.
+    addresses for that, and stops to read ahead at the end of each. The kernel copies a weight for it, beside the graph
+    that is loaded next.
     """
-    before = set(_regions())
-    yield
-    for region in set(_regions()) - before:
-        start, stop = -(-region.start // _LARGE_PAGE) * _LARGE_PAGE, region.stop // _LARGE_PAGE * _LARGE_PAGE
-        if region.file in ("", "[heap]") and region.permissions.startswith("rw-p") and start < stop:
-            _advise(start, stop, _MADV_COLLAPSE)  # a kernel that cannot says so, and leaves it as it is
+
+    def __enter__(self) -> LargePages:
+        self._pool, self._seen = ThreadPoolExecutor(1), set(_regions())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.take(0)
+        self._pool.shutdown()
+
+    def take(self, least: int = 2**24) -> None:
+        """Begin with what is there by now, if it has so many bytes or more."""
+        regions = set(_regions())
+        fresh = [region for region in regions - self._seen if region.stop - region.start >= least]
+        self._seen |= set(fresh)
+        for region in fresh:
+            start, stop = -(-region.start // _LARGE_PAGE) * _LARGE_PAGE, region.stop // _LARGE_PAGE * _LARGE_PAGE
+            if region.file in ("", "[heap]") and region.permissions.startswith("rw-p") and start < stop:
+                begun = threading.Event()  # LiteRT lets no other thread of Python run while it loads a graph
+                self._pool.submit(_collapse, start, stop, begun)
+                begun.wait()
+
+
+def _collapse(start: int, stop: int, begun: threading.Event) -> None:
+    begun.set()
+    _advise(start, stop, _MADV_COLLAPSE)  # a kernel that cannot says so, and leaves it as it is
 
 
 class _Region(NamedTuple):

@@ -22,7 +22,7 @@ from tfgptj.generation.stepping import Shapes
 from tfgptj.generative import Generative
 from tfgptj.litert.attention import Attention, Cache, normalised, places
 from tfgptj.litert.blocks import GELUS, segment_shapes
-from tfgptj.litert.engine import Program, Room, default_threads, large_pages
+from tfgptj.litert.engine import LargePages, Program, Room, default_threads
 from tfgptj.litert.layout import ATTENTION, HEAD, OUTSIDE, Layout, read_layout, segment_files
 
 # Rows that the graphs take at once, and bytes that all blocks may keep for them.
@@ -36,19 +36,21 @@ class LiteRTTransformer:
         directory: where the model is.
         config: its configuration.
         threads: that the kernels may take.
+        pages: for their weights.
     """
 
     weights = ()  # no variables: what is in the files does not change
 
-    def __init__(self, directory: Path, config: GPTJConfig, threads: int) -> None:
+    def __init__(self, directory: Path, config: GPTJConfig, threads: int, pages: LargePages) -> None:
         self.config = config
         self.lock = threading.Lock()  # a graph has one place for what goes through it
         name, room = config.activation_function, Room()
         self._activation = None if name in GELUS else activation_layer(name)
-        *self._segments, self._last = (
-            Program(directory / file, threads, takes, gives, room)
-            for file, (takes, gives) in zip(segment_files(config.n_layer), segment_shapes(config), strict=True)
-        )
+        self._segments = []
+        for file, (takes, gives) in zip(segment_files(config.n_layer), segment_shapes(config), strict=True):
+            self._segments.append(Program(directory / file, threads, takes, gives, room))
+            pages.take()
+        self._last = self._segments.pop()
         heads = (-1, config.n_head, -1, config.head_dim)
         graph = Program(directory / ATTENTION, threads, (heads, heads, heads, (-1, 1, -1, -1)), (heads,))
         self._attention = Attention(config, graph, threads)
@@ -179,8 +181,8 @@ class LiteRTGPTJForCausalLM(Generative):
         self.generation_config = GenerationConfig.from_json_file(path) if path.is_file() else None
         self.shapes = Shapes(self.config)
         threads = threads or default_threads()
-        with large_pages():
-            self.transformer = LiteRTTransformer(directory, self.config, threads)
+        with LargePages() as pages:
+            self.transformer = LiteRTTransformer(directory, self.config, threads, pages)
             outer = (-1, self.config.n_embd), (-1, self.config.vocab_size)
             self._head = Program(directory / HEAD, threads, outer[:1], outer[1:])
 
