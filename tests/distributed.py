@@ -204,8 +204,7 @@ def worker(directory: Path, index: str, ports: str) -> dict[str, Any]:
 
 
 def layouts(directory: Path) -> dict[str, Any]:
-    # Before JAX looks for devices; what conftest.py says of the code stays.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # before JAX looks for devices
     import keras
 
     from tfgptj import GPTJConfig
