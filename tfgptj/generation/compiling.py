@@ -119,7 +119,7 @@ def shared_products() -> Iterator[None]:
     """In what is traced within, layers with matrices of one shape share a graph of their product: half the time."""
     import tensorflow as tf
 
-    before = SHARED.set(tf.function(partial(for_any_rows), autograph=False))
+    before = SHARED.set(tf.function(partial(for_any_rows), autograph=False))  # partial: see Compiled
     try:
         yield
     finally:
